@@ -1,0 +1,51 @@
+//! The wire contracts between Isopod's processes, and with the kubelet.
+//!
+//! - [`cri`]: the Container Runtime Interface, served by the daemon over gRPC.
+//! - [`agent`]: what the daemon asks of the agent inside the guest, over ttrpc.
+//! - [`vmm`]: what the daemon asks of a sandbox's VMM, over ttrpc.
+//! - [`stream`]: the framing of process streams (stdin, stdout, stderr) beside the agent's service.
+//! - [`descriptors`]: how file descriptors reach a VMM.
+
+pub mod descriptors;
+pub mod stream;
+
+/// Version of [`agent`] and [`stream`] together. Raised with every incompatible change.
+pub const AGENT_PROTOCOL_VERSION: u32 = 1;
+
+/// vsock port on which the agent serves [`agent`].
+pub const AGENT_PORT: u32 = 1024;
+
+/// vsock port on which the agent serves [`stream`]s.
+pub const STREAM_PORT: u32 = 1025;
+
+/// The Container Runtime Interface, `runtime.v1`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::missing_errors_doc, reason = "generated")]
+pub mod cri {
+    tonic::include_proto!("runtime.v1");
+}
+
+/// The agent's messages.
+#[allow(warnings, clippy::all, clippy::undocumented_unsafe_blocks, reason = "generated")]
+pub mod agent {
+    include!(concat!(env!("OUT_DIR"), "/agent.rs"));
+}
+
+/// The agent's service and client.
+#[allow(warnings, clippy::all, reason = "generated")]
+pub mod agent_ttrpc {
+    use super::agent;
+    include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
+}
+
+/// The VMM's messages.
+#[allow(warnings, clippy::all, reason = "generated")]
+pub mod vmm {
+    include!(concat!(env!("OUT_DIR"), "/vmm.rs"));
+}
+
+/// The VMM's service and client.
+#[allow(warnings, clippy::all, reason = "generated")]
+pub mod vmm_ttrpc {
+    use super::vmm;
+    include!(concat!(env!("OUT_DIR"), "/vmm_ttrpc.rs"));
+}

@@ -1,0 +1,114 @@
+//! The daemon's configuration: one TOML file, one tree.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that `/etc/isopod/config.toml` can say.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// The CRI socket.
+    pub(crate) socket: PathBuf,
+    /// What survives a reboot: images, records, writable layers.
+    pub(crate) root_dir: PathBuf,
+    /// What does not: sockets, one folder per sandbox.
+    pub(crate) state_dir: PathBuf,
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a `tracing` filter.
+    pub(crate) log_level: String,
+    /// The microVM.
+    pub(crate) vm: VmConfig,
+    /// Images and where they come from.
+    pub(crate) registry: RegistryConfig,
+    /// The server behind Exec, Attach and PortForward.
+    pub(crate) streaming: StreamingConfig,
+}
+
+/// The microVM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct VmConfig {
+    /// The VMM binary.
+    pub(crate) vmm: PathBuf,
+    /// The guest kernel, an uncompressed `vmlinux`.
+    pub(crate) kernel: PathBuf,
+    /// The guest's initramfs.
+    pub(crate) initramfs: PathBuf,
+    /// Guest memory of a pod that sets no limit.
+    pub(crate) memory_mib: u32,
+    /// vCPUs that a guest can bring up.
+    pub(crate) max_vcpus: u32,
+    /// Size of the sandbox's writable disk.
+    pub(crate) scratch_mib: u64,
+    /// How long a guest may take to answer after the VMM was started.
+    pub(crate) start_timeout_ms: u64,
+    /// Appended to the guest's kernel command line.
+    pub(crate) kernel_args: String,
+    /// Write the guest's console to `console.log` in the sandbox's folder. Slow.
+    pub(crate) debug_console: bool,
+}
+
+/// Images and where they come from.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RegistryConfig {
+    /// Where to pull a registry host's images from, tried in order, before the host itself.
+    pub(crate) mirrors: BTreeMap<String, Vec<EndpointConfig>>,
+}
+
+/// A place that serves a registry's images.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct EndpointConfig {
+    /// `host` or `host:port`.
+    pub(crate) host: String,
+    /// Plain HTTP instead of HTTPS.
+    #[serde(default)]
+    pub(crate) plain_http: bool,
+}
+
+/// The server behind Exec, Attach and PortForward.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct StreamingConfig {
+    /// Address to listen on; port 0 takes any.
+    pub(crate) address: SocketAddr,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            socket: "/run/isopod/isopod.sock".into(),
+            root_dir: "/var/lib/isopod".into(),
+            state_dir: "/run/isopod".into(),
+            log_level: "info".into(),
+            vm: VmConfig::default(),
+            registry: RegistryConfig::default(),
+            streaming: StreamingConfig::default(),
+        }
+    }
+}
+
+impl Default for VmConfig {
+    fn default() -> Self {
+        Self {
+            vmm: "/usr/libexec/isopod/isopod-vmm".into(),
+            kernel: "/usr/lib/isopod/vmlinux".into(),
+            initramfs: "/usr/lib/isopod/initramfs.cpio".into(),
+            memory_mib: 256,
+            max_vcpus: 2,
+            scratch_mib: 10 * 1024,
+            start_timeout_ms: 30_000,
+            kernel_args: String::new(),
+            debug_console: false,
+        }
+    }
+}
+
+impl Default for StreamingConfig {
+    fn default() -> Self {
+        Self { address: SocketAddr::from(([127, 0, 0, 1], 0)) }
+    }
+}

@@ -10,7 +10,9 @@ fn main() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
 
     let cri = protox::compile(["proto/cri.proto"], ["proto"])?;
-    tonic_prost_build::configure().out_dir(&out).compile_fds(cri)?;
+    tonic_prost_build::configure()
+        .out_dir(&out)
+        .compile_fds(cri)?;
 
     ttrpc_codegen::Codegen::new()
         .out_dir(&out)

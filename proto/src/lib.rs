@@ -19,32 +19,62 @@ pub const AGENT_PORT: u32 = 1024;
 pub const STREAM_PORT: u32 = 1025;
 
 /// The Container Runtime Interface, `runtime.v1`.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::missing_errors_doc, reason = "generated")]
+#[allow(
+    warnings,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    reason = "generated"
+)]
 pub mod cri {
     tonic::include_proto!("runtime.v1");
 }
 
 /// The agent's messages.
-#[allow(warnings, clippy::all, clippy::undocumented_unsafe_blocks, reason = "generated")]
+#[allow(
+    warnings,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    reason = "generated"
+)]
 pub mod agent {
     include!(concat!(env!("OUT_DIR"), "/agent.rs"));
 }
 
 /// The agent's service and client.
-#[allow(warnings, clippy::all, reason = "generated")]
+#[allow(
+    warnings,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    reason = "generated"
+)]
 pub mod agent_ttrpc {
     use super::agent;
     include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
 }
 
 /// The VMM's messages.
-#[allow(warnings, clippy::all, reason = "generated")]
+#[allow(
+    warnings,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    reason = "generated"
+)]
 pub mod vmm {
     include!(concat!(env!("OUT_DIR"), "/vmm.rs"));
 }
 
 /// The VMM's service and client.
-#[allow(warnings, clippy::all, reason = "generated")]
+#[allow(
+    warnings,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    reason = "generated"
+)]
 pub mod vmm_ttrpc {
     use super::vmm;
     include!(concat!(env!("OUT_DIR"), "/vmm_ttrpc.rs"));

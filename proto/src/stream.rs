@@ -94,8 +94,13 @@ impl Header {
     /// When `len` is over [`MAX_PAYLOAD`]: the sender's own mistake.
     #[must_use]
     pub fn encode(self) -> [u8; HEADER_LEN] {
-        assert!(self.len <= MAX_PAYLOAD, "a frame holds at most {MAX_PAYLOAD} bytes");
-        let len = u32::try_from(self.len).expect("MAX_PAYLOAD fits in 32 bits").to_be_bytes();
+        assert!(
+            self.len <= MAX_PAYLOAD,
+            "a frame holds at most {MAX_PAYLOAD} bytes"
+        );
+        let len = u32::try_from(self.len)
+            .expect("MAX_PAYLOAD fits in 32 bits")
+            .to_be_bytes();
         [self.kind as u8, len[0], len[1], len[2], len[3]]
     }
 
@@ -136,7 +141,13 @@ mod tests {
 
     #[test]
     fn decode_length_over_limit_returns_error() {
-        assert_eq!(Header::decode([5, 0, 1, 0, 1]), Err(HeaderError::Length(65537)));
-        assert_eq!(Header::decode([5, 255, 255, 255, 255]), Err(HeaderError::Length(u32::MAX)));
+        assert_eq!(
+            Header::decode([5, 0, 1, 0, 1]),
+            Err(HeaderError::Length(65537))
+        );
+        assert_eq!(
+            Header::decode([5, 255, 255, 255, 255]),
+            Err(HeaderError::Length(u32::MAX))
+        );
     }
 }

@@ -1,3 +1,12 @@
-//! Placeholder.
+//! The virtual machine monitor: one process, one sandbox.
+//!
+//! - [`virtio`]: the devices and their PCI transport.
+
+#![allow(
+    dead_code,
+    reason = "the machine that composes these parts is not on the bus yet"
+)]
+
+mod virtio;
 
 fn main() {}

@@ -12,6 +12,15 @@
 //!    (driver sets DRIVER_OK, resume)           (reset, pause, removal)
 //! ```
 //!
+//! The machine makes the devices while it handles `Start` and `AddDisk` on the control thread, from
+//! descriptors that it was handed; a device opens nothing by path outside the sandbox's directory:
+//!
+//! | device | slot on bus 0 | made by |
+//! |---|---|---|
+//! | vsock | 1 | `vsock::Vsock::new(listener: UnixListener, dir: &Path) -> Result<(Vsock, VsockHandle), VsockError>`; the handle (`Clone + Send + Sync`) opens host-side connections for the container logs and counts the open ones |
+//! | rng | 2 | `rng::Rng::new() -> Rng`, from `getrandom(2)` |
+//! | disks | 3 and up | `blk::Disk::new(blk::DiskOptions { serial, read_only, extents: Vec<blk::Extent { file: File, offset: u64, length: u64 }> }) -> Result<Disk, DiskError>` |
+//!
 //! A pause is a `deactivate` whose queues are kept and given back to `activate`. After `deactivate`
 //! returns, a device touches neither guest memory nor its interrupt: no completion can arrive after
 //! a reset or a removal.

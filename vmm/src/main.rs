@@ -7,6 +7,8 @@
     reason = "the machine that composes these parts is not on the bus yet"
 )]
 
+mod machine;
+mod pci;
 mod virtio;
 
 fn main() {}

@@ -25,6 +25,8 @@
 //! returns, a device touches neither guest memory nor its interrupt: no completion can arrive after
 //! a reset or a removal.
 
+pub(crate) mod pci;
+
 use std::fmt::Debug;
 use std::sync::Arc;
 

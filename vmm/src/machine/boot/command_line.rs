@@ -1,0 +1,88 @@
+//! The kernel's command line.
+
+use crate::machine::layout::COMMAND_LINE_MAX;
+
+/// What every guest is started with; each argument saves a probe of hardware that this machine
+/// does not have, or settles what the kernel would otherwise find out by waiting.
+const ALWAYS: &[&str] = &[
+    // The host's page cache and scheduler measure time for us: no watchdog compares clocks.
+    "tsc=reliable",
+    // The boot processor alone; the agent brings up the others as the pod asks for them.
+    "maxcpus=1",
+    // A panic is an exit, not a hang. The machine reports it through the pvpanic device before.
+    "panic=-1",
+    // RDRAND and the seed are all the entropy that there is before virtio-rng.
+    "random.trust_cpu=on",
+    // No legacy hardware to look for by port.
+    "pci=noearly",
+    "8250.nr_uarts=0",
+];
+
+/// With a debug console in the place of the silence.
+const DEBUG_CONSOLE: &[&str] = &["console=ttyS0", "earlycon=uart8250,io,0x3f8"];
+
+/// The caller's arguments cannot be passed on.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(crate) enum CommandLineError {
+    /// Over what the kernel reads.
+    #[error("the kernel command line is {0} bytes long, over the limit of {COMMAND_LINE_MAX}")]
+    TooLong(usize),
+    /// A byte that would end or garble it.
+    #[error("the kernel arguments hold a byte that is not printable ASCII")]
+    NotPrintable,
+}
+
+/// The command line, without its NUL.
+///
+/// # Errors
+///
+/// [`CommandLineError`], when `kernel_args` is too long or not printable ASCII.
+pub(crate) fn build(kernel_args: &str, debug_console: bool) -> Result<String, CommandLineError> {
+    if !kernel_args.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+        return Err(CommandLineError::NotPrintable);
+    }
+    let mut args: Vec<&str> = ALWAYS.to_vec();
+    if debug_console {
+        args.retain(|arg| !arg.starts_with("8250."));
+        args.extend(DEBUG_CONSOLE);
+    }
+    if !kernel_args.is_empty() {
+        args.push(kernel_args);
+    }
+    let line = args.join(" ");
+    if line.len() > COMMAND_LINE_MAX {
+        return Err(CommandLineError::TooLong(line.len()));
+    }
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_callers_arguments_come_last_so_that_they_win() {
+        let line = build("maxcpus=2", false).unwrap();
+        assert!(line.ends_with(" maxcpus=2"));
+        assert!(line.contains("panic=-1"));
+        assert!(!line.contains("console="));
+    }
+
+    #[test]
+    fn a_debug_console_is_announced_to_the_kernel() {
+        let line = build("", true).unwrap();
+        assert!(line.contains("console=ttyS0"));
+        assert!(!line.contains("nr_uarts=0"));
+    }
+
+    #[test]
+    fn too_long_or_unprintable_arguments_return_error() {
+        assert!(matches!(
+            build(&"x".repeat(COMMAND_LINE_MAX), false),
+            Err(CommandLineError::TooLong(_))
+        ));
+        for args in ["a\0b", "a\nb", "\u{e9}"] {
+            assert_eq!(build(args, false), Err(CommandLineError::NotPrintable));
+        }
+    }
+}

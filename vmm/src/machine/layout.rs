@@ -1,0 +1,131 @@
+//! Where everything lies in the guest's physical address space.
+//!
+//! Nothing here depends on the pod, so a template made once fits every sandbox of its shape:
+//!
+//! ```text
+//! 0000_0000  RAM; boot tables in the first pages (machine::boot)
+//! 000e_0000  ACPI tables, in RAM that the guest is told to leave alone
+//! 0010_0000  RAM: kernel where its ELF says, initramfs at the end of low RAM
+//! c000_0000  32-bit MMIO window: BARs
+//! e800_0000  PCI configuration space of bus 0 (pci::ecam)
+//! fee0_0000  local APIC (KVM)
+//! 1_0000_0000  RAM above 3 GiB
+//! 40_0000_0000  64-bit MMIO window, up to 80_0000_0000
+//! ```
+
+/// Bytes in a page.
+pub(crate) const PAGE_SIZE: u64 = 4096;
+
+/// Bytes in a mebibyte.
+pub(crate) const MIB: u64 = 1 << 20;
+
+/// `hvm_start_info` of the PVH boot protocol.
+pub(crate) const PVH_START_INFO: u64 = 0x6000;
+/// The list of boot modules (the initramfs).
+pub(crate) const PVH_MODULES: u64 = 0x6080;
+/// The memory map.
+pub(crate) const PVH_MEMORY_MAP: u64 = 0x6100;
+/// The kernel's command line, NUL-terminated.
+pub(crate) const COMMAND_LINE: u64 = 0x7000;
+/// Longest command line, without its NUL: what x86 Linux reads (`COMMAND_LINE_SIZE`).
+pub(crate) const COMMAND_LINE_MAX: usize = 2047;
+
+/// End of the RAM below the legacy hole at 640 KiB.
+pub(crate) const LOW_RAM_END: u64 = 0xa_0000;
+/// ACPI tables, to [`HIGH_RAM_START`].
+pub(crate) const ACPI_TABLES: u64 = 0xe_0000;
+/// Start of the RAM above the legacy hole.
+pub(crate) const HIGH_RAM_START: u64 = 0x10_0000;
+
+/// RAM below 4 GiB ends here at the latest.
+pub(crate) const RAM_HOLE_START: u64 = 0xc000_0000;
+/// RAM goes on here.
+pub(crate) const RAM_HOLE_END: u64 = 1 << 32;
+
+/// 32-bit MMIO window for BARs.
+pub(crate) const MMIO32_START: u64 = RAM_HOLE_START;
+/// Its length in bytes.
+pub(crate) const MMIO32_SIZE: u64 = PCI_CONFIG_START - MMIO32_START;
+
+/// Memory-mapped configuration space (ECAM) of bus 0.
+pub(crate) const PCI_CONFIG_START: u64 = 0xe800_0000;
+/// 32 slots of 8 functions of 4 KiB.
+pub(crate) const PCI_CONFIG_SIZE: u64 = MIB;
+
+/// 64-bit MMIO window for BARs; the smallest processors with KVM address 39 bits.
+pub(crate) const MMIO64_START: u64 = 1 << 38;
+/// Its length in bytes.
+pub(crate) const MMIO64_SIZE: u64 = 1 << 38;
+
+/// Three pages that KVM wants on Intel processors without unrestricted guest mode.
+pub(crate) const KVM_TSS: u64 = 0xfffb_d000;
+/// One page for the same purpose.
+pub(crate) const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+
+/// Most RAM, in MiB: what lies below [`MMIO64_START`], the hole left out.
+pub(crate) const MEMORY_MIB_MAX: u32 = 256 * 1024 - 1024;
+/// Least RAM in which a kernel and an initramfs of usual size come up, in MiB.
+pub(crate) const MEMORY_MIB_MIN: u32 = 32;
+
+/// A range of guest physical addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Range {
+    /// First address.
+    pub(crate) start: u64,
+    /// Length in bytes.
+    pub(crate) size: u64,
+}
+
+impl Range {
+    /// First address after the range.
+    pub(crate) const fn end(self) -> u64 {
+        self.start + self.size
+    }
+}
+
+/// The ranges that `memory_mib` of RAM take: one, or two around the hole.
+pub(crate) fn ram_ranges(memory_mib: u32) -> Vec<Range> {
+    let size = u64::from(memory_mib) * MIB;
+    let low = size.min(RAM_HOLE_START);
+    let mut ranges = vec![Range {
+        start: 0,
+        size: low,
+    }];
+    if size > low {
+        ranges.push(Range {
+            start: RAM_HOLE_END,
+            size: size - low,
+        });
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_up_to_the_hole_is_one_range() {
+        assert_eq!(
+            ram_ranges(3072),
+            [Range {
+                start: 0,
+                size: RAM_HOLE_START
+            }]
+        );
+    }
+
+    #[test]
+    fn ram_over_the_hole_goes_on_above_4_gib_and_none_is_lost() {
+        let ranges = ram_ranges(4096);
+        assert_eq!(ranges[1].start, RAM_HOLE_END);
+        let total: u64 = ranges.iter().map(|range| range.size).sum();
+        assert_eq!(total, 4096 * MIB);
+    }
+
+    #[test]
+    fn most_ram_ends_below_the_64_bit_window() {
+        let last = ram_ranges(MEMORY_MIB_MAX)[1];
+        assert!(last.end() <= MMIO64_START);
+    }
+}

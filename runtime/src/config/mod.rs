@@ -1,10 +1,27 @@
 //! The daemon's configuration: one TOML file, one tree.
+//!
+//! Loaded once, when a command starts, and not changed afterwards. A key is a field here with its
+//! default, a documented line in `default.toml` (a test compares the two) and, if its type admits
+//! values that make no sense, a check in `validate`. [`load`] tells every problem of a file at
+//! once, by key path.
+//!
+//! The serialised defaults are the schema: so no field is an `Option`, and a map is listed in
+//! `load`.
+
+mod load;
+mod validate;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+/// Where the configuration is when nobody says otherwise.
+pub(crate) const DEFAULT_PATH: &str = "/etc/isopod/config.toml";
+
+/// The documented configuration file, every key at its default.
+pub(crate) const SAMPLE: &str = include_str!("default.toml");
 
 /// Everything that `/etc/isopod/config.toml` can say.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -75,6 +92,8 @@ pub(crate) struct EndpointConfig {
 pub(crate) struct StreamingConfig {
     /// Address to listen on; port 0 takes any.
     pub(crate) address: SocketAddr,
+    /// A stream on which nothing moves for so long is closed.
+    pub(crate) idle_timeout_ms: u64,
 }
 
 impl Default for Config {
@@ -109,6 +128,9 @@ impl Default for VmConfig {
 
 impl Default for StreamingConfig {
     fn default() -> Self {
-        Self { address: SocketAddr::from(([127, 0, 0, 1], 0)) }
+        Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            idle_timeout_ms: 4 * 60 * 60 * 1000,
+        }
     }
 }

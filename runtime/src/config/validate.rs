@@ -1,0 +1,182 @@
+//! What the types of a [`Config`] admit and a daemon cannot use.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::load::Problem;
+use super::{Config, EndpointConfig};
+use crate::logging;
+
+/// Longest path of a unix socket: `sun_path` less its final zero (`unix(7)`).
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Longest state folder: `/sandboxes/<id>/descriptors.sock` must fit behind it, with an id that
+/// messages and paths shorten to 13 characters at least.
+const STATE_DIR_MAX: usize = 72;
+
+/// Longest addition to the guest's kernel command line, in bytes.
+const KERNEL_ARGS_MAX: usize = 1024;
+
+/// Every value that is out of its range.
+pub(super) fn validate(config: &Config) -> Vec<Problem> {
+    let mut check = Check::default();
+    check.path("socket", &config.socket, SOCKET_PATH_MAX);
+    check.path("root_dir", &config.root_dir, libc_path_max());
+    check.path("state_dir", &config.state_dir, STATE_DIR_MAX);
+    if let Err(error) = logging::parse_filter(&config.log_level) {
+        let message =
+            format!("must be a level (error, warn, info, debug, trace) or a filter: {error}");
+        check.problem("log_level", message);
+    }
+
+    let vm = &config.vm;
+    check.path("vm.vmm", &vm.vmm, libc_path_max());
+    check.path("vm.kernel", &vm.kernel, libc_path_max());
+    check.path("vm.initramfs", &vm.initramfs, libc_path_max());
+    check.range("vm.memory_mib", vm.memory_mib, &(64..=1024 * 1024));
+    check.range("vm.max_vcpus", vm.max_vcpus, &(1..=64));
+    check.range("vm.scratch_mib", vm.scratch_mib, &(16..=16 * 1024 * 1024));
+    check.range("vm.start_timeout_ms", vm.start_timeout_ms, &(100..=600_000));
+    let printable = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
+    if vm.kernel_args.len() > KERNEL_ARGS_MAX || !vm.kernel_args.bytes().all(printable) {
+        let message = format!("must be at most {KERNEL_ARGS_MAX} printable ASCII characters");
+        check.problem("vm.kernel_args", message);
+    }
+
+    for (registry, endpoints) in &config.registry.mirrors {
+        check.mirror(registry, endpoints);
+    }
+
+    let streaming = &config.streaming;
+    let idle = 1000..=30 * 24 * 60 * 60 * 1000;
+    check.range(
+        "streaming.idle_timeout_ms",
+        streaming.idle_timeout_ms,
+        &idle,
+    );
+    check.problems
+}
+
+/// `PATH_MAX` less its final zero.
+fn libc_path_max() -> usize {
+    usize::try_from(libc::PATH_MAX - 1).expect("PATH_MAX is 4096")
+}
+
+#[derive(Default)]
+struct Check {
+    problems: Vec<Problem>,
+}
+
+impl Check {
+    fn path(&mut self, key: &str, path: &Path, max: usize) {
+        let length = path.as_os_str().as_bytes().len();
+        if !path.is_absolute() {
+            let message = format!(
+                "must be an absolute path, is {:?}",
+                path.display().to_string()
+            );
+            self.problem(key, message);
+        } else if length > max {
+            let message = format!("must be a path of at most {max} bytes, has {length}");
+            self.problem(key, message);
+        }
+    }
+
+    fn range<T: PartialOrd + Display + Copy>(
+        &mut self,
+        key: &str,
+        value: T,
+        range: &RangeInclusive<T>,
+    ) {
+        if !range.contains(&value) {
+            let message = format!("must be {} to {}, is {value}", range.start(), range.end());
+            self.problem(key, message);
+        }
+    }
+
+    fn mirror(&mut self, registry: &str, endpoints: &[EndpointConfig]) {
+        let key = format!("registry.mirrors.{registry:?}");
+        if !is_authority(registry) {
+            self.problem(
+                &key,
+                "must be a registry's `host` or `host:port` as image names write it",
+            );
+        }
+        for (index, endpoint) in endpoints.iter().enumerate() {
+            if !is_authority(&endpoint.host) {
+                let message = format!(
+                    "must be `host` or `host:port` without a scheme or a path, is {:?}",
+                    endpoint.host
+                );
+                self.problem(&format!("{key}[{index}].host"), message);
+            }
+        }
+    }
+
+    fn problem(&mut self, key: &str, message: impl Into<String>) {
+        self.problems.push(Problem::new(key, message));
+    }
+}
+
+/// `host` or `host:port` (RFC 3986 section 3.2, without user information).
+fn is_authority(text: &str) -> bool {
+    match text.parse::<http::uri::Authority>() {
+        Ok(authority) => {
+            let bare = !text.contains('@') && !authority.host().is_empty();
+            let port = text[authority.host().len()..].strip_prefix(':');
+            bare && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port != 0))
+        }
+        Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid() {
+        assert_eq!(validate(&Config::default()), []);
+    }
+
+    #[test]
+    fn limits_themselves_are_valid_and_the_next_value_is_not() {
+        let mut config = Config::default();
+        config.vm.memory_mib = 64;
+        config.vm.max_vcpus = 64;
+        config.socket = format!("/{}", "s".repeat(106)).into();
+        assert_eq!(validate(&config), []);
+        config.vm.memory_mib = 63;
+        config.vm.max_vcpus = 65;
+        config.socket = format!("/{}", "s".repeat(107)).into();
+        let keys: Vec<String> = validate(&config).into_iter().map(|p| p.key).collect();
+        assert_eq!(keys, ["socket", "vm.memory_mib", "vm.max_vcpus"]);
+    }
+
+    #[test]
+    fn kernel_arguments_with_a_line_break_are_refused() {
+        let mut config = Config::default();
+        config.vm.kernel_args = "quiet\ninit=/bin/sh".into();
+        assert_eq!(validate(&config)[0].key, "vm.kernel_args");
+    }
+
+    #[test]
+    fn authority_is_host_and_port_alone() {
+        for good in [
+            "docker.io",
+            "127.0.0.1:5000",
+            "[::1]:5000",
+            "localhost",
+            "[::1]",
+        ] {
+            assert!(is_authority(good), "{good}");
+        }
+        for bad in [
+            "", "http://a", "a/b", "user@a", "a:99999", "a:", "a:0", "a b", ":5000",
+        ] {
+            assert!(!is_authority(bad), "{bad}");
+        }
+    }
+}

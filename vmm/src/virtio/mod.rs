@@ -26,6 +26,7 @@
 //! a reset or a removal.
 
 pub(crate) mod pci;
+pub(crate) mod vsock;
 
 use std::fmt::Debug;
 use std::sync::Arc;

@@ -9,13 +9,16 @@
     reason = "the rooms land one after the other; the last one removes this line"
 )]
 
+mod clock;
 mod config;
 mod container;
 mod cri;
 mod id;
 mod image;
 mod logging;
+mod record;
 mod serve;
+mod table;
 mod vm;
 
 use std::path::PathBuf;

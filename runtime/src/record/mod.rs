@@ -1,0 +1,279 @@
+//! What must survive the daemon, on disk: one JSON file per sandbox and per container.
+//!
+//! ```text
+//! <root_dir>/sandboxes/<sandbox id>/sandbox.json
+//!                                   scratch.img
+//!                                   containers/<container id>.json
+//! ```
+//!
+//! A file is written beside its place, flushed, and renamed over it, and then the folder is
+//! flushed: after a crash it holds the old record or the new one, never half of either. A sandbox's
+//! folder goes away `sandbox.json` last, so that a removal that was cut short is found again.
+//!
+//! The rooms that own the records (`sandbox`, `container`) call this from their tasks; the work is
+//! done on the blocking pool.
+
+mod file;
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub(crate) use self::file::RecordError;
+use crate::id::{ContainerId, SandboxId};
+
+/// Name of a sandbox's record.
+const SANDBOX_FILE: &str = "sandbox.json";
+/// Folder of a sandbox's container records.
+const CONTAINERS_DIR: &str = "containers";
+/// Name of a sandbox's writable disk.
+const SCRATCH_FILE: &str = "scratch.img";
+
+/// The folder of records.
+#[derive(Debug, Clone)]
+pub(crate) struct Records {
+    root: PathBuf,
+}
+
+/// A sandbox's folder as it was found.
+#[derive(Debug)]
+pub(crate) struct Found<T> {
+    /// The folder's name.
+    pub(crate) id: SandboxId,
+    /// Its record; `None` when the folder has none and is left over.
+    pub(crate) record: Result<Option<T>, RecordError>,
+}
+
+impl Records {
+    /// Opens the folder under `root_dir`, and makes it when it is missing. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub(crate) fn open(root_dir: &Path) -> Result<Self, RecordError> {
+        let root = root_dir.join("sandboxes");
+        file::create_private_dir(&root)?;
+        Ok(Self { root })
+    }
+
+    /// A sandbox's folder.
+    pub(crate) fn sandbox_dir(&self, id: &SandboxId) -> PathBuf {
+        self.root.join(id.as_str())
+    }
+
+    /// Where a sandbox's writable disk is.
+    pub(crate) fn scratch(&self, id: &SandboxId) -> PathBuf {
+        self.sandbox_dir(id).join(SCRATCH_FILE)
+    }
+
+    fn container_file(&self, sandbox: &SandboxId, id: &ContainerId) -> PathBuf {
+        self.sandbox_dir(sandbox)
+            .join(CONTAINERS_DIR)
+            .join(format!("{id}.json"))
+    }
+
+    /// Writes a sandbox's record, and makes its folder when it is new. Durable when it returns.
+    ///
+    /// # Errors
+    ///
+    /// When the record cannot be written; the old one is then still there.
+    pub(crate) async fn save_sandbox<T: Serialize>(
+        &self,
+        id: &SandboxId,
+        record: &T,
+    ) -> Result<(), RecordError> {
+        let dir = self.sandbox_dir(id);
+        let path = dir.join(SANDBOX_FILE);
+        let bytes = file::encode(&path, record)?;
+        on_blocking_pool(move || {
+            file::create_private_dir(&dir.join(CONTAINERS_DIR))?;
+            file::replace(&path, &bytes)
+        })
+        .await
+    }
+
+    /// Writes a container's record. Durable when it returns.
+    ///
+    /// # Errors
+    ///
+    /// When the record cannot be written; the old one is then still there.
+    pub(crate) async fn save_container<T: Serialize>(
+        &self,
+        sandbox: &SandboxId,
+        id: &ContainerId,
+        record: &T,
+    ) -> Result<(), RecordError> {
+        let path = self.container_file(sandbox, id);
+        let bytes = file::encode(&path, record)?;
+        on_blocking_pool(move || file::replace(&path, &bytes)).await
+    }
+
+    /// Removes a container's record. Idempotent.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be removed.
+    pub(crate) async fn forget_container(
+        &self,
+        sandbox: &SandboxId,
+        id: &ContainerId,
+    ) -> Result<(), RecordError> {
+        let path = self.container_file(sandbox, id);
+        on_blocking_pool(move || file::remove(&path)).await
+    }
+
+    /// Removes a sandbox's writable disk. Idempotent.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be removed.
+    pub(crate) async fn remove_scratch(&self, id: &SandboxId) -> Result<(), RecordError> {
+        let path = self.scratch(id);
+        on_blocking_pool(move || file::remove(&path)).await
+    }
+
+    /// Removes a sandbox's folder, its record last. Idempotent.
+    ///
+    /// # Errors
+    ///
+    /// When something in it cannot be removed; the record is then still there.
+    pub(crate) async fn forget_sandbox(&self, id: &SandboxId) -> Result<(), RecordError> {
+        let dir = self.sandbox_dir(id);
+        on_blocking_pool(move || file::remove_dir_keeping_last(&dir, SANDBOX_FILE)).await
+    }
+
+    /// Every sandbox's record. What is in the folder and is no sandbox's is left alone. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be listed.
+    pub(crate) fn sandboxes<T: DeserializeOwned>(&self) -> Result<Vec<Found<T>>, RecordError> {
+        let mut found = Vec::new();
+        for name in file::names(&self.root)? {
+            let Ok(id) = name.parse::<SandboxId>() else {
+                continue;
+            };
+            let record = file::read(&self.sandbox_dir(&id).join(SANDBOX_FILE));
+            found.push(Found { id, record });
+        }
+        Ok(found)
+    }
+
+    /// Every record of a sandbox's containers. A half-written file that never became a record is
+    /// removed. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be listed or a record cannot be read.
+    pub(crate) fn containers<T: DeserializeOwned>(
+        &self,
+        sandbox: &SandboxId,
+    ) -> Result<Vec<T>, RecordError> {
+        let dir = self.sandbox_dir(sandbox).join(CONTAINERS_DIR);
+        let mut records = Vec::new();
+        for name in file::names(&dir)? {
+            let path = dir.join(&name);
+            match name.strip_suffix(".json") {
+                Some(id) if id.parse::<ContainerId>().is_ok() => {
+                    records.extend(file::read(&path)?);
+                }
+                _ => file::remove(&path)?,
+            }
+        }
+        Ok(records)
+    }
+}
+
+async fn on_blocking_pool<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RecordError> + Send + 'static,
+) -> Result<T, RecordError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|_error| Err(RecordError::Interrupted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids() -> (SandboxId, ContainerId) {
+        (
+            "a".repeat(64).parse().unwrap(),
+            "b".repeat(64).parse().unwrap(),
+        )
+    }
+
+    #[tokio::test]
+    async fn saved_records_are_found_by_the_next_daemon() {
+        let root = tempfile::tempdir().unwrap();
+        let (sandbox, container) = ids();
+        let records = Records::open(root.path()).unwrap();
+        records.save_sandbox(&sandbox, &"first").await.unwrap();
+        records.save_sandbox(&sandbox, &"second").await.unwrap();
+        records
+            .save_container(&sandbox, &container, &7)
+            .await
+            .unwrap();
+
+        let records = Records::open(root.path()).unwrap();
+        let found = records.sandboxes::<String>().unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].id, sandbox);
+        assert_eq!(found[0].record.as_ref().unwrap().as_deref(), Some("second"));
+        assert_eq!(records.containers::<i32>(&sandbox).unwrap(), [7]);
+    }
+
+    #[tokio::test]
+    async fn forgetting_twice_is_ok_and_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let (sandbox, container) = ids();
+        let records = Records::open(root.path()).unwrap();
+        records.save_sandbox(&sandbox, &1).await.unwrap();
+        records
+            .save_container(&sandbox, &container, &1)
+            .await
+            .unwrap();
+        std::fs::write(records.scratch(&sandbox), b"disk").unwrap();
+        for _ in 0..2 {
+            records
+                .forget_container(&sandbox, &container)
+                .await
+                .unwrap();
+            records.remove_scratch(&sandbox).await.unwrap();
+            records.forget_sandbox(&sandbox).await.unwrap();
+        }
+        assert_eq!(
+            std::fs::read_dir(root.path().join("sandboxes"))
+                .unwrap()
+                .count(),
+            0
+        );
+    }
+
+    #[tokio::test]
+    async fn folder_without_a_record_is_reported_as_left_over() {
+        let root = tempfile::tempdir().unwrap();
+        let (sandbox, _) = ids();
+        let records = Records::open(root.path()).unwrap();
+        std::fs::create_dir(records.sandbox_dir(&sandbox)).unwrap();
+        let found = records.sandboxes::<String>().unwrap();
+        assert!(matches!(found[0].record, Ok(None)));
+    }
+
+    #[tokio::test]
+    async fn record_of_a_newer_version_is_an_error_and_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let (sandbox, _) = ids();
+        let records = Records::open(root.path()).unwrap();
+        records.save_sandbox(&sandbox, &1).await.unwrap();
+        let path = records.sandbox_dir(&sandbox).join(SANDBOX_FILE);
+        std::fs::write(&path, br#"{"version":2,"record":1}"#).unwrap();
+        let found = records.sandboxes::<i32>().unwrap();
+        assert!(matches!(
+            found[0].record,
+            Err(RecordError::Version { version: 2, .. })
+        ));
+        assert!(path.exists());
+    }
+}

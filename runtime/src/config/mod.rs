@@ -49,6 +49,8 @@ pub(crate) struct Config {
 pub(crate) struct VmConfig {
     /// The VMM binary.
     pub(crate) vmm: PathBuf,
+    /// The KVM device.
+    pub(crate) kvm: PathBuf,
     /// The guest kernel, an uncompressed `vmlinux`.
     pub(crate) kernel: PathBuf,
     /// The guest's initramfs.
@@ -114,6 +116,7 @@ impl Default for VmConfig {
     fn default() -> Self {
         Self {
             vmm: "/usr/libexec/isopod/isopod-vmm".into(),
+            kvm: "/dev/kvm".into(),
             kernel: "/usr/lib/isopod/vmlinux".into(),
             initramfs: "/usr/lib/isopod/initramfs.cpio".into(),
             memory_mib: 256,

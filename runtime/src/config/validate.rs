@@ -33,6 +33,7 @@ pub(super) fn validate(config: &Config) -> Vec<Problem> {
 
     let vm = &config.vm;
     check.path("vm.vmm", &vm.vmm, libc_path_max());
+    check.path("vm.kvm", &vm.kvm, libc_path_max());
     check.path("vm.kernel", &vm.kernel, libc_path_max());
     check.path("vm.initramfs", &vm.initramfs, libc_path_max());
     check.range("vm.memory_mib", vm.memory_mib, &(64..=1024 * 1024));

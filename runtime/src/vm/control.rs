@@ -8,12 +8,11 @@ use isopod_proto::vmm::{
     ShutDownRequest, StartRequest, StatusRequest, StatusResponse, WaitLogRequest,
 };
 use isopod_proto::vmm_ttrpc::MachineClient;
-use tokio::net::UnixStream;
 use ttrpc::context::Context;
 
-use super::CONTROL_SOCKET;
 use super::error::{Peer, VmError};
 use super::link::{Ended, Link};
+use super::{CONTROL_SOCKET, socket};
 use crate::id::ContainerId;
 
 /// How long the VMM may take for anything but a wait: it is this host's own process.
@@ -38,7 +37,7 @@ impl Control {
         if let Some(client) = self.link.cached().await {
             return Ok(MachineClient::new(client));
         }
-        let stream = UnixStream::connect(&self.socket)
+        let stream = socket::connect(&self.socket)
             .await
             .map_err(VmError::io("connecting to", &self.socket))?;
         let client = Link::client(stream);

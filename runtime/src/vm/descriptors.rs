@@ -9,11 +9,11 @@ use std::time::Duration;
 use isopod_proto::descriptors::NAME_MAX;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
 
 use super::error::{VmError, printable};
+use super::socket::connect_seqpacket;
 
 /// How long the VMM may take for one descriptor.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -26,7 +26,11 @@ const ANSWER_MAX: usize = 1024;
 ///
 /// When the socket cannot be reached or the VMM does not take one of them.
 pub(super) fn send(path: &Path, files: &[(String, OwnedFd)]) -> Result<(), VmError> {
-    let socket = connect(path).map_err(VmError::io("connecting to", path))?;
+    let limit = |socket: &OwnedFd| -> io::Result<()> {
+        set_socket_timeout(socket, Timeout::Send, Some(LIMIT))?;
+        Ok(set_socket_timeout(socket, Timeout::Recv, Some(LIMIT))?)
+    };
+    let socket = connect_seqpacket(path, limit).map_err(VmError::io("connecting to", path))?;
     for (name, fd) in files {
         let answer = exchange(&socket, name, fd).map_err(VmError::io("sending through", path))?;
         if !answer.is_empty() {
@@ -37,19 +41,6 @@ pub(super) fn send(path: &Path, files: &[(String, OwnedFd)]) -> Result<(), VmErr
         }
     }
     Ok(())
-}
-
-fn connect(path: &Path) -> io::Result<OwnedFd> {
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    set_socket_timeout(&socket, Timeout::Send, Some(LIMIT))?;
-    set_socket_timeout(&socket, Timeout::Recv, Some(LIMIT))?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(socket)
 }
 
 /// One descriptor; what the VMM answers, nothing when it took it.

@@ -23,6 +23,7 @@ mod end;
 mod error;
 mod link;
 mod process;
+mod socket;
 mod spawn;
 mod stream;
 mod vsock;

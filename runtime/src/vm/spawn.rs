@@ -8,22 +8,18 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use isopod_proto::descriptors;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::error::VmError;
 use super::process::VmmProcess;
-use super::{CONTROL_SOCKET, DESCRIPTORS_SOCKET, VSOCK_SOCKET};
+use super::{CONTROL_SOCKET, DESCRIPTORS_SOCKET, VSOCK_SOCKET, socket};
 
 /// Where inherited descriptors begin (`sd_listen_fds(3)`).
 const FIRST_FD: RawFd = 3;
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 64;
 /// Standard error of the VMM, in the sandbox's folder.
 const LOG_FILE: &str = "vmm.log";
 /// The debug console's output, in the sandbox's folder.
@@ -85,12 +81,18 @@ pub(super) fn spawn(dir: &Path, launch: Launch) -> Result<VmmProcess, VmError> {
 /// Every descriptor that the VMM gets, under its name.
 fn inheritance(dir: &Path, launch: Launch) -> Result<Vec<(String, OwnedFd)>, VmError> {
     let mut fds = vec![
-        (descriptors::CONTROL, listen(&dir.join(CONTROL_SOCKET))?),
+        (
+            descriptors::CONTROL,
+            bound(&dir.join(CONTROL_SOCKET), socket::listen)?,
+        ),
         (
             descriptors::DESCRIPTORS,
-            listen_seqpacket(&dir.join(DESCRIPTORS_SOCKET))?,
+            bound(&dir.join(DESCRIPTORS_SOCKET), socket::listen_seqpacket)?,
         ),
-        (descriptors::VSOCK, listen(&dir.join(VSOCK_SOCKET))?),
+        (
+            descriptors::VSOCK,
+            bound(&dir.join(VSOCK_SOCKET), socket::listen)?,
+        ),
         (descriptors::KVM, open_device(&launch.kvm)?),
         (descriptors::KERNEL, open(&launch.kernel)?),
         (descriptors::INITRAMFS, open(&launch.initramfs)?),
@@ -105,25 +107,8 @@ fn inheritance(dir: &Path, launch: Launch) -> Result<Vec<(String, OwnedFd)>, VmE
     Ok(named.chain(launch.files).collect())
 }
 
-fn listen(path: &Path) -> Result<OwnedFd, VmError> {
-    UnixListener::bind(path)
-        .map(Into::into)
-        .map_err(VmError::io("listening on", path))
-}
-
-fn listen_seqpacket(path: &Path) -> Result<OwnedFd, VmError> {
-    let bind = || -> io::Result<OwnedFd> {
-        let socket = rustix::net::socket_with(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )?;
-        rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-        rustix::net::listen(&socket, BACKLOG)?;
-        Ok(socket)
-    };
-    bind().map_err(VmError::io("listening on", path))
+fn bound(path: &Path, bind: impl FnOnce(&Path) -> io::Result<OwnedFd>) -> Result<OwnedFd, VmError> {
+    bind(path).map_err(VmError::io("listening on", path))
 }
 
 fn open(path: &Path) -> Result<OwnedFd, VmError> {

@@ -10,6 +10,8 @@ use std::path::Path;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use super::socket;
+
 /// Longest answer, in bytes: `OK `, ten digits and the line's end.
 const ANSWER_MAX: usize = 32;
 
@@ -18,8 +20,8 @@ const ANSWER_MAX: usize = 32;
 /// # Errors
 ///
 /// When the VMM cannot be reached, or the guest does not listen on the port.
-pub(super) async fn connect(socket: &Path, port: u32) -> io::Result<UnixStream> {
-    let mut stream = UnixStream::connect(socket).await?;
+pub(super) async fn connect(path: &Path, port: u32) -> io::Result<UnixStream> {
+    let mut stream = socket::connect(path).await?;
     stream
         .write_all(format!("CONNECT {port}\n").as_bytes())
         .await?;

@@ -25,7 +25,14 @@
 //! returns, a device touches neither guest memory nor its interrupt: no completion can arrive after
 //! a reset or a removal.
 
+pub(crate) mod blk;
+mod chain;
 pub(crate) mod pci;
+mod queue_worker;
+pub(crate) mod rng;
+mod segments;
+#[cfg(test)]
+mod testing;
 pub(crate) mod vsock;
 
 use std::fmt::Debug;

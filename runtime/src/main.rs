@@ -9,14 +9,17 @@
     reason = "the rooms land one after the other; the last one removes this line"
 )]
 
+mod chain;
 mod clock;
 mod config;
 mod container;
 mod cri;
+mod field;
 mod id;
 mod image;
 mod logging;
 mod record;
+mod sandbox;
 mod serve;
 mod table;
 mod vm;

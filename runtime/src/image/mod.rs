@@ -93,7 +93,10 @@ impl ImageStore {
     /// The directory cannot be created or read, or a record in it is damaged.
     pub(crate) fn open(root: &Path, _registry: &RegistryConfig) -> Result<Self, ImageError> {
         std::fs::create_dir_all(root).map_err(ImageError::io("creating", root))?;
-        Ok(Self { root: Arc::new(root.to_owned()), images: Arc::default() })
+        Ok(Self {
+            root: Arc::new(root.to_owned()),
+            images: Arc::default(),
+        })
     }
 
     /// Where the store is.
@@ -112,7 +115,9 @@ impl ImageStore {
         reference: &str,
         _auth: Option<Credentials>,
     ) -> Result<Image, ImageError> {
-        Err(ImageError::NotFound { reference: reference.to_owned() })
+        Err(ImageError::NotFound {
+            reference: reference.to_owned(),
+        })
     }
 
     /// The image of this tag, digest reference, id or unique prefix of an id.
@@ -144,7 +149,9 @@ impl ImageStore {
     /// # Errors
     /// [`ImageError::NotFound`]; a file cannot be opened.
     pub(crate) fn disk(&self, image_id: &str) -> Result<ImageDisk, ImageError> {
-        Err(ImageError::NotFound { reference: image_id.to_owned() })
+        Err(ImageError::NotFound {
+            reference: image_id.to_owned(),
+        })
     }
 
     /// What the store takes of its filesystem.
@@ -152,6 +159,9 @@ impl ImageStore {
     /// # Errors
     /// The store's directories cannot be read.
     pub(crate) fn usage(&self) -> Result<Usage, ImageError> {
-        Ok(Usage { bytes: 0, inodes: 0 })
+        Ok(Usage {
+            bytes: 0,
+            inodes: 0,
+        })
     }
 }

@@ -72,10 +72,13 @@ pub(super) fn spawn(dir: &Path, launch: Launch) -> Result<VmmProcess, VmError> {
     inherit(&mut command, fds).map_err(VmError::io("passing descriptors to", &vmm))?;
     // `Child` is dropped without waiting, on purpose: the process outlives the daemon, and while
     // the daemon lives the pidfd's reader reaps it.
-    let child = command.spawn().map_err(VmError::io("starting", &vmm))?;
-    let pid = i32::try_from(child.id())
-        .map_err(|_error| VmError::io("starting", &vmm)(io::ErrorKind::InvalidData.into()))?;
-    VmmProcess::of_child(pid).map_err(VmError::io("watching", vmm))
+    let mut child = command.spawn().map_err(VmError::io("starting", &vmm))?;
+    let pid = i32::try_from(child.id()).map_err(io::Error::other);
+    pid.and_then(VmmProcess::of_child).map_err(|error| {
+        // Nobody would ever hold it. Neither call can fail on a child that was not waited for.
+        let _ended = child.kill().and_then(|()| child.wait());
+        VmError::io("watching", vmm)(error)
+    })
 }
 
 /// Every descriptor that the VMM gets, under its name.

@@ -1,0 +1,257 @@
+//! What a pod asks for, checked, in the form that its record keeps.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use isopod_proto::cri;
+use serde::{Deserialize, Serialize};
+
+use super::size::GuestSize;
+use crate::config::VmConfig;
+use crate::field::FieldError;
+
+/// Longest host name (`gethostname(2)`, `HOST_NAME_MAX`).
+const HOSTNAME_MAX: usize = 64;
+
+/// A pod's configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PodConfig {
+    /// With namespace, uid and attempt: who it is.
+    pub(crate) name: String,
+    /// Kubernetes' unique id of the pod.
+    pub(crate) uid: String,
+    /// Kubernetes' namespace.
+    pub(crate) namespace: String,
+    /// Which try at this pod.
+    pub(crate) attempt: u32,
+    /// Empty: the guest keeps its own.
+    pub(crate) hostname: String,
+    /// Where its containers' logs go; empty: nowhere.
+    pub(crate) log_directory: PathBuf,
+    /// What the pod's resolver is told.
+    pub(crate) dns: Dns,
+    /// For selection.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// For others.
+    pub(crate) annotations: BTreeMap<String, String>,
+    /// Kernel settings, set in the guest.
+    pub(crate) sysctls: BTreeMap<String, String>,
+    /// Containers may be privileged: in the guest, not on the host.
+    pub(crate) privileged: bool,
+    /// What the pod's containers do with the pod's pid namespace, for the status alone: each
+    /// container says it for itself.
+    pub(crate) shares_pids: bool,
+    /// The pod's cgroup on the host; not used yet.
+    pub(crate) cgroup_parent: String,
+    /// The guest's processors and memory.
+    pub(crate) size: GuestSize,
+}
+
+/// A resolver's configuration (`resolv.conf(5)`).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Dns {
+    /// Name servers.
+    pub(crate) servers: Vec<String>,
+    /// Search domains.
+    pub(crate) searches: Vec<String>,
+    /// Options.
+    pub(crate) options: Vec<String>,
+}
+
+impl PodConfig {
+    /// Checks a request's configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`FieldError`] names the first field that is wrong or cannot be honoured.
+    pub(crate) fn check(
+        config: cri::PodSandboxConfig,
+        defaults: &VmConfig,
+    ) -> Result<Self, FieldError> {
+        let metadata = config
+            .metadata
+            .ok_or_else(|| FieldError::new("config.metadata", "is missing"))?;
+        if metadata.name.is_empty() {
+            return Err(FieldError::new("config.metadata.name", "is empty"));
+        }
+        check_hostname(&config.hostname)?;
+        let log_directory = PathBuf::from(&config.log_directory);
+        if !config.log_directory.is_empty() && !is_plain_absolute(&log_directory) {
+            let reason = "is not an absolute path without `..`";
+            return Err(FieldError::new("config.log_directory", reason));
+        }
+        FieldError::refuse_if(
+            config
+                .port_mappings
+                .iter()
+                .any(|mapping| mapping.host_port > 0),
+            "config.port_mappings.host_port",
+        )?;
+        FieldError::refuse_if(config.windows.is_some(), "config.windows")?;
+        let linux = config.linux.unwrap_or_default();
+        let size = GuestSize::of(&linux, defaults);
+        let security = linux.security_context.unwrap_or_default();
+        let shares_pids = check_namespaces(security.namespace_options.as_ref())?;
+        let dns = config.dns_config.unwrap_or_default();
+        Ok(Self {
+            name: metadata.name,
+            uid: metadata.uid,
+            namespace: metadata.namespace,
+            attempt: metadata.attempt,
+            hostname: config.hostname,
+            log_directory,
+            dns: Dns {
+                servers: dns.servers,
+                searches: dns.searches,
+                options: dns.options,
+            },
+            labels: config.labels.into_iter().collect(),
+            annotations: config.annotations.into_iter().collect(),
+            sysctls: linux.sysctls.into_iter().collect(),
+            privileged: security.privileged,
+            shares_pids,
+            cgroup_parent: linux.cgroup_parent,
+            size,
+        })
+    }
+
+    /// What no two sandboxes may have in common, in containerd's form.
+    pub(crate) fn full_name(&self) -> String {
+        format!(
+            "{}_{}_{}_{}",
+            self.name, self.namespace, self.uid, self.attempt
+        )
+    }
+}
+
+/// Whether a path is absolute and goes nowhere but down.
+pub(crate) fn is_plain_absolute(path: &Path) -> bool {
+    path.is_absolute() && !path.components().any(|part| part == Component::ParentDir)
+}
+
+fn check_hostname(name: &str) -> Result<(), FieldError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
+    if name.len() <= HOSTNAME_MAX && name.bytes().all(allowed) {
+        return Ok(());
+    }
+    let reason = format!("is not a host name of at most {HOSTNAME_MAX} letters, digits, `-`, `.`");
+    Err(FieldError::new("config.hostname", reason))
+}
+
+/// Whether the pod's containers share their pids. A guest has no namespace of the host to share.
+fn check_namespaces(options: Option<&cri::NamespaceOption>) -> Result<bool, FieldError> {
+    let Some(options) = options else {
+        return Ok(true);
+    };
+    let field = |name: &str| format!("config.linux.security_context.namespace_options.{name}");
+    let of_host = "NODE asks for a namespace of the host, which a pod in its own virtual machine \
+                   cannot join";
+    for (name, mode) in [
+        ("network", options.network()),
+        ("pid", options.pid()),
+        ("ipc", options.ipc()),
+    ] {
+        match mode {
+            cri::NamespaceMode::Node => return Err(FieldError::new(field(name), of_host)),
+            cri::NamespaceMode::Target => {
+                return Err(FieldError::new(field(name), "TARGET is for containers"));
+            }
+            cri::NamespaceMode::Pod | cri::NamespaceMode::Container => {}
+        }
+    }
+    if let Some(users) = &options.userns_options
+        && users.mode() == cri::NamespaceMode::Pod
+    {
+        return Err(FieldError::new(
+            field("userns_options"),
+            "is not supported yet",
+        ));
+    }
+    Ok(options.pid() == cri::NamespaceMode::Pod)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> cri::PodSandboxConfig {
+        cri::PodSandboxConfig {
+            metadata: Some(cri::PodSandboxMetadata {
+                name: "web".into(),
+                uid: "u1".into(),
+                namespace: "default".into(),
+                attempt: 2,
+            }),
+            ..Default::default()
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut cri::PodSandboxConfig)) -> String {
+        let mut config = config();
+        change(&mut config);
+        PodConfig::check(config, &VmConfig::default())
+            .unwrap_err()
+            .field
+    }
+
+    #[test]
+    fn smallest_configuration_is_enough() {
+        let checked = PodConfig::check(config(), &VmConfig::default()).unwrap();
+        assert_eq!(checked.full_name(), "web_default_u1_2");
+        assert!(checked.shares_pids);
+    }
+
+    #[test]
+    fn namespaces_of_the_host_are_refused_by_name() {
+        let with = |options: cri::NamespaceOption| {
+            refused(|config| {
+                config.linux = Some(cri::LinuxPodSandboxConfig {
+                    security_context: Some(cri::LinuxSandboxSecurityContext {
+                        namespace_options: Some(options),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                });
+            })
+        };
+        let node = cri::NamespaceMode::Node.into();
+        let path = "config.linux.security_context.namespace_options.";
+        let network = cri::NamespaceOption {
+            network: node,
+            ..Default::default()
+        };
+        assert_eq!(with(network), format!("{path}network"));
+        let pid = cri::NamespaceOption {
+            pid: node,
+            ..Default::default()
+        };
+        assert_eq!(with(pid), format!("{path}pid"));
+        let ipc = cri::NamespaceOption {
+            ipc: node,
+            ..Default::default()
+        };
+        assert_eq!(with(ipc), format!("{path}ipc"));
+    }
+
+    #[test]
+    fn wrong_names_and_paths_are_refused_by_name() {
+        assert_eq!(refused(|config| config.metadata = None), "config.metadata");
+        assert_eq!(
+            refused(|config| config.hostname = "a b".into()),
+            "config.hostname"
+        );
+        assert_eq!(
+            refused(|config| config.log_directory = "/var/log/../../etc".into()),
+            "config.log_directory"
+        );
+        assert_eq!(
+            refused(|config| {
+                config.port_mappings = vec![cri::PortMapping {
+                    host_port: 80,
+                    ..Default::default()
+                }];
+            }),
+            "config.port_mappings.host_port"
+        );
+    }
+}

@@ -1,0 +1,71 @@
+//! What can go wrong with a sandbox.
+
+use crate::field::FieldError;
+use crate::record::RecordError;
+use crate::sandbox::scratch::ScratchError;
+use crate::table::{LookupError, NameTaken};
+use crate::vm::{VmEnd, VmError};
+
+/// Why something asked of a sandbox did not happen.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SandboxError {
+    /// The request asks for something wrong or impossible.
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    /// No sandbox, or more than one, answers to the id.
+    #[error("sandbox not found: {0}")]
+    Lookup(#[from] LookupError),
+    /// Another sandbox has the pod's name, namespace, uid and attempt.
+    #[error(transparent)]
+    NameTaken(#[from] NameTaken),
+    /// The sandbox has been stopped, or its machine has ended.
+    #[error("sandbox {id} is not ready{}", ending(.end.as_ref()))]
+    NotReady {
+        /// Which.
+        id: String,
+        /// How its machine ended, when that was not asked for.
+        end: Option<VmEnd>,
+    },
+    /// The caller went away before the sandbox was ready.
+    #[error("the request was cancelled")]
+    Cancelled,
+    /// The machine.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The writable disk.
+    #[error("making the sandbox's writable disk")]
+    Scratch(#[from] ScratchError),
+    /// The record.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// A file or folder.
+    #[error("{action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: std::path::PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl SandboxError {
+    pub(super) fn io(
+        action: &'static str,
+        path: impl Into<std::path::PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
+fn ending(end: Option<&VmEnd>) -> String {
+    end.map(|end| format!(": its virtual machine has ended: {end}"))
+        .unwrap_or_default()
+}

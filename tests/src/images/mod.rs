@@ -1,0 +1,79 @@
+//! Test images, made from the files of installed Debian packages.
+//!
+//! [`build`] writes three images as OCI layouts ([`oci`], [`layer`]), pushes them with skopeo into
+//! Debian's docker-registry, and keeps the registry's storage in a cache. A test then starts a
+//! registry on that storage, read-only, and nothing is built twice:
+//!
+//! ```text
+//! Debian's files -> layers (tar, gzip, zstd) -> OCI layout -> skopeo -> docker-registry -> storage
+//! ```
+//!
+//! The same files give the same bytes. The cache's key is the digest of those files and of the
+//! sources of this module, so a changed definition or an upgraded package makes a new storage.
+
+pub mod busybox;
+pub mod elf;
+pub mod layer;
+pub mod layers;
+pub mod nginx;
+pub mod oci;
+pub mod storage;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use sha2::{Digest as _, Sha256};
+
+/// What the images' definitions look like: a change of these files makes new images.
+const SOURCES: &[&str] = &[
+    include_str!("busybox.rs"),
+    include_str!("elf.rs"),
+    include_str!("layer.rs"),
+    include_str!("layers.rs"),
+    include_str!("mod.rs"),
+    include_str!("nginx.rs"),
+    include_str!("oci.rs"),
+    include_str!("storage.rs"),
+];
+
+/// The storage folder of a registry that has `busybox:1`, `nginx:1` and `layers:1`, built if the
+/// cache does not hold it yet.
+///
+/// # Errors
+/// A Debian package is missing, the cache cannot be written, or skopeo or the registry failed.
+pub fn build(cache: &Path) -> Result<PathBuf> {
+    let inputs: Vec<PathBuf> = [busybox::inputs()?, nginx::inputs()?, layers::inputs()?].concat();
+    let storage = cache.join(format!("images-{}", key(&inputs)?));
+    if storage.join("complete").exists() {
+        return Ok(storage);
+    }
+    std::fs::create_dir_all(cache)?;
+    let work = tempfile::Builder::new()
+        .prefix("images-")
+        .tempdir_in(cache)?;
+    let layouts = work.path().join("layouts");
+    std::fs::create_dir(&layouts)?;
+    busybox::write(&layouts.join("busybox"))?;
+    nginx::write(&layouts.join("nginx"))?;
+    layers::write(&layouts.join("layers"))?;
+    storage::fill(
+        &work.path().join("storage"),
+        &layouts,
+        &["busybox", "nginx", "layers"],
+    )?;
+    storage::keep(&work.path().join("storage"), &storage)?;
+    Ok(storage)
+}
+
+/// Digest of everything that the images are made from.
+fn key(inputs: &[PathBuf]) -> Result<String> {
+    let mut hash = Sha256::new();
+    for source in SOURCES {
+        hash.update(source.as_bytes());
+    }
+    for input in inputs {
+        hash.update(input.as_os_str().as_encoded_bytes());
+        hash.update(layer::read(input)?);
+    }
+    Ok(hex::encode(&hash.finalize()[..8]))
+}

@@ -5,6 +5,7 @@
 //! - [`environment`]: what `cargo xtask test e2e` passes to the tests; tests that need KVM.
 //! - [`log`]: container logs as the kubelet reads them.
 //! - [`registry`]: Debian's docker-registry.
+//! - [`tampered`]: a registry that misbehaves.
 //! - [`process`], [`wait`]: child processes, `/proc`, and waiting with a limit.
 //!
 //! The tests themselves are in `tests/`: `host` needs no KVM, `e2e` runs containers in microVMs.
@@ -15,4 +16,5 @@ pub mod log;
 pub mod node;
 pub mod process;
 pub mod registry;
+pub mod tampered;
 pub mod wait;

@@ -70,9 +70,11 @@ pub(crate) struct VmConfig {
 }
 
 /// Images and where they come from.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RegistryConfig {
+    /// The largest layer that is pulled, uncompressed.
+    pub(crate) max_layer_mib: u64,
     /// Where to pull a registry host's images from, tried in order, before the host itself.
     pub(crate) mirrors: BTreeMap<String, Vec<EndpointConfig>>,
 }
@@ -125,6 +127,15 @@ impl Default for VmConfig {
             start_timeout_ms: 30_000,
             kernel_args: String::new(),
             debug_console: false,
+        }
+    }
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self {
+            max_layer_mib: 32 * 1024,
+            mirrors: BTreeMap::new(),
         }
     }
 }

@@ -46,6 +46,12 @@ pub(super) fn validate(config: &Config) -> Vec<Problem> {
         check.problem("vm.kernel_args", message);
     }
 
+    let max_layer = &(1..=4 * 1024 * 1024);
+    check.range(
+        "registry.max_layer_mib",
+        config.registry.max_layer_mib,
+        max_layer,
+    );
     for (registry, endpoints) in &config.registry.mirrors {
         check.mirror(registry, endpoints);
     }

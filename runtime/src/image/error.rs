@@ -116,6 +116,22 @@ pub(crate) enum ImageError {
     },
 }
 
+/// An error and its causes in one line, for where they become somebody else's reason.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some crates repeat their cause.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
 impl ImageError {
     /// For `map_err` on an operation of the filesystem.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
@@ -124,6 +140,22 @@ impl ImageError {
             action,
             path,
             source,
+        }
+    }
+
+    /// Something that a pull writes could not be written.
+    pub(super) fn writing(image: &str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull {
+                image: image.to_owned(),
+                path,
+            },
+            _ => Self::Io {
+                action: "writing",
+                path,
+                source,
+            },
         }
     }
 }

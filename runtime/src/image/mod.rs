@@ -1,14 +1,51 @@
-//! Images: from a registry to a read-only disk.
+//! Images: from a registry to a read-only disk, without ever being unpacked on the host.
+//!
+//! ```text
+//! registry ──blob──> digest ──> decompress ──> diff id ──> archive ─┬─ data ──> layers/<diff id>/data
+//!                                                                   └─ rest ──> layers/<diff id>/index
+//!
+//! indexes of an image's layers, lowest first ──> tree ──> images/<id>/metadata   (EROFS)
+//!
+//! disk of a container = metadata, then the data blobs that it points into
+//! ```
+//!
+//! A pull is one streaming pass: nothing is written twice, and no file of an image becomes a file of
+//! the host. Layers are shared by all images that have them, and a disk is read through the page
+//! cache of the files that it consists of, so all pods of all images share that too.
+//!
+//! The folders, each of which knows only those above it in this list:
+//!
+//! - `digest.rs`, `limits.rs`, `reference.rs`, `error.rs`: words that all of them use.
+//! - `tar/`: reads archives.
+//! - `layer/`: an archive to a data blob and an index.
+//! - `tree/`: indexes on top of one another.
+//! - `erofs/`: a tree to the metadata of a disk.
+//! - `registry/`: asks registries.
+//! - `store/`: keeps layers, images and their names on disk, and drives all of the above.
+//!
+//! Callers are the CRI's image service and, for [`ImageStore::find`] and [`ImageStore::disk`],
+//! whoever creates containers. Downloads are async and end with the future that wants them; archives
+//! and trees are handled on blocking threads.
 
+mod digest;
+mod erofs;
 mod error;
+mod layer;
+mod limits;
+mod reference;
+mod registry;
+mod store;
+mod tar;
+#[cfg(test)]
+mod testing;
+mod tree;
 
-use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 pub(crate) use self::error::ImageError;
-use crate::config::RegistryConfig;
+pub(crate) use self::store::ImageStore;
 
 /// A part of a file, and with its fellows a disk.
 #[derive(Debug)]
@@ -30,7 +67,7 @@ pub(crate) struct Image {
     pub(crate) repo_tags: Vec<String>,
     /// `registry/repository@sha256:...`.
     pub(crate) repo_digests: Vec<String>,
-    /// Bytes that the image takes on disk.
+    /// Bytes that the image takes on disk, layers that it shares included.
     pub(crate) size: u64,
     /// The image's OCI configuration.
     pub(crate) config: Arc<oci_spec::image::ImageConfiguration>,
@@ -43,9 +80,18 @@ pub(crate) struct ImageDisk {
     pub(crate) extents: Vec<DiskExtent>,
 }
 
-/// What a pull authenticates with (CRI `AuthConfig`).
+/// What a pull authenticates with, and where (CRI `AuthConfig`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Credentials {
+    /// The secret.
+    pub(crate) secret: Secret,
+    /// The only host that it is for. `None`: every endpoint of the image.
+    pub(crate) server: Option<String>,
+}
+
+/// Something that opens a registry.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) enum Credentials {
+pub(crate) enum Secret {
     /// For HTTP basic authentication and for token servers.
     Password {
         /// User name.
@@ -59,9 +105,24 @@ pub(crate) enum Credentials {
     RegistryToken(String),
 }
 
-impl std::fmt::Debug for Credentials {
-    /// Never the secret.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Credentials {
+    /// Whether an endpoint may see them. Docker Hub is known by several names.
+    fn are_for(&self, host: &str) -> bool {
+        let hub = |host: &str| {
+            matches!(
+                host,
+                "docker.io" | "index.docker.io" | "registry-1.docker.io"
+            )
+        };
+        self.server
+            .as_deref()
+            .is_none_or(|server| server == host || (hub(server) && hub(host)))
+    }
+}
+
+impl fmt::Debug for Secret {
+    /// Never the secret itself.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Password { .. } => "Password",
             Self::IdentityToken(_) => "IdentityToken",
@@ -77,91 +138,4 @@ pub(crate) struct Usage {
     pub(crate) bytes: u64,
     /// Files and directories.
     pub(crate) inodes: u64,
-}
-
-/// Where the images are kept. A handle: cheap to clone, every clone the same store.
-#[derive(Debug, Clone)]
-pub(crate) struct ImageStore {
-    root: Arc<PathBuf>,
-    images: Arc<Mutex<BTreeMap<String, Image>>>,
-}
-
-impl ImageStore {
-    /// Opens the store at `root` (created if missing) and sweeps what a crash left behind.
-    ///
-    /// # Errors
-    /// The directory cannot be created or read, or a record in it is damaged.
-    pub(crate) fn open(root: &Path, _registry: &RegistryConfig) -> Result<Self, ImageError> {
-        std::fs::create_dir_all(root).map_err(ImageError::io("creating", root))?;
-        Ok(Self {
-            root: Arc::new(root.to_owned()),
-            images: Arc::default(),
-        })
-    }
-
-    /// Where the store is.
-    pub(crate) fn root(&self) -> &Path {
-        &self.root
-    }
-
-    /// Pulls an image and gives it its names. What is already there is not downloaded again, but
-    /// the registry is always asked which image the reference names.
-    ///
-    /// # Errors
-    /// The store is then as it was before.
-    #[expect(clippy::unused_async, reason = "the registry client is not there yet")]
-    pub(crate) async fn pull(
-        &self,
-        reference: &str,
-        _auth: Option<Credentials>,
-    ) -> Result<Image, ImageError> {
-        Err(ImageError::NotFound {
-            reference: reference.to_owned(),
-        })
-    }
-
-    /// The image of this tag, digest reference, id or unique prefix of an id.
-    pub(crate) fn find(&self, reference_or_id: &str) -> Option<Image> {
-        let images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
-        images.get(reference_or_id).cloned()
-    }
-
-    /// Every image, in the order of their ids.
-    pub(crate) fn list(&self) -> Vec<Image> {
-        let images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
-        images.values().cloned().collect()
-    }
-
-    /// Removes one tag, and the image with its last one; or, given an id, the image with all its
-    /// names. An image that is not there is `Ok`, as the CRI wants it.
-    ///
-    /// # Errors
-    /// The records cannot be written.
-    #[expect(clippy::unused_async, reason = "the store's files are not there yet")]
-    pub(crate) async fn remove(&self, reference_or_id: &str) -> Result<(), ImageError> {
-        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
-        images.remove(reference_or_id);
-        Ok(())
-    }
-
-    /// Opens the image's disk. Blocking, for the time of a few `open` calls.
-    ///
-    /// # Errors
-    /// [`ImageError::NotFound`]; a file cannot be opened.
-    pub(crate) fn disk(&self, image_id: &str) -> Result<ImageDisk, ImageError> {
-        Err(ImageError::NotFound {
-            reference: image_id.to_owned(),
-        })
-    }
-
-    /// What the store takes of its filesystem.
-    ///
-    /// # Errors
-    /// The store's directories cannot be read.
-    pub(crate) fn usage(&self) -> Result<Usage, ImageError> {
-        Ok(Usage {
-            bytes: 0,
-            inodes: 0,
-        })
-    }
 }

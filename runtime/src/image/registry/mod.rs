@@ -1,0 +1,151 @@
+//! The client of registries: OCI Distribution 1.1, and Docker's Registry HTTP API V2 before it.
+//!
+//! A [`Session`] is one pull's conversation. It knows the endpoints that may have the image (mirrors
+//! from the configuration in their order, then the registry itself) and what each of them wants to
+//! see as authorisation. It fetches documents (manifests, configurations), which are small and come
+//! back whole and verified, and blobs, which come as a stream that ends well only if its digest was
+//! right.
+//!
+//! Not oci-client, because it reads documents of any size into memory and verifies nothing of a
+//! resumed stream. What is asked, and of whom:
+//!
+//! ```text
+//! GET endpoint ── 200 ──> verify ──> done
+//!   │  ├─ 401 ──> authorise (token server or password), once ──> GET again
+//!   │  ├─ 403, 404 ──> next endpoint
+//!   │  └─ 408, 429, 5xx, broken connection ──> wait, GET again, up to ATTEMPTS; then next endpoint
+//!   └─ none left ──> the last endpoint's error
+//! ```
+//!
+//! All of it is async and dies with the future that drives it.
+
+mod auth;
+mod blob;
+mod document;
+mod endpoint;
+mod manifest;
+mod request;
+
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use reqwest::Client;
+use reqwest::redirect::{Attempt, Policy};
+
+use self::auth::Authorisations;
+pub(crate) use self::blob::{BlobEvent, BlobSender};
+use self::endpoint::Endpoint;
+pub(crate) use self::manifest::{LayerDescriptor, Resolved};
+use super::reference::Reference;
+use super::{Credentials, ImageError};
+use crate::config::RegistryConfig;
+
+/// How often something is asked of one endpoint before it counts as unavailable.
+const ATTEMPTS: u32 = 4;
+/// Before the second attempt; doubled for each further one.
+const FIRST_BACK_OFF: Duration = Duration::from_millis(250);
+/// The longest that an endpoint can make us wait (`Retry-After`).
+const MAX_BACK_OFF: Duration = Duration::from_secs(20);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest silence in the middle of an answer.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_REDIRECTS: usize = 10;
+
+/// The client, shared by all pulls.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    client: Client,
+    config: RegistryConfig,
+}
+
+impl Registry {
+    /// Reads the system's CA certificates. Without any, endpoints with plain HTTP still work.
+    pub(crate) fn new(config: &RegistryConfig) -> Self {
+        // An error says that one is installed already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = client_builder().build().unwrap_or_else(|error| {
+            tracing::warn!(%error, "no TLS: only registries with plain_http can be reached");
+            client_builder()
+                .tls_certs_only([])
+                .build()
+                .expect("a client without certificates needs nothing from the system")
+        });
+        Self {
+            client,
+            config: config.clone(),
+        }
+    }
+
+    /// The conversation about one image.
+    pub(crate) fn session(
+        &self,
+        reference: &Reference,
+        credentials: Option<Credentials>,
+    ) -> Session {
+        let endpoints = Endpoint::of(reference, &self.config);
+        Session {
+            client: self.client.clone(),
+            reference: reference.clone(),
+            authorisations: Authorisations::new(endpoints.len(), credentials),
+            endpoints,
+            preferred: AtomicUsize::new(0),
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Session {
+    client: Client,
+    reference: Reference,
+    endpoints: Vec<Endpoint>,
+    authorisations: Authorisations,
+    /// The endpoint that answered last: asked first.
+    preferred: AtomicUsize,
+}
+
+impl Session {
+    /// An error that names the image and what of it does not match its digest.
+    fn corrupt(&self, object: &str, reason: String) -> ImageError {
+        let (image, object) = (self.reference.to_string(), object.to_owned());
+        ImageError::Corrupt {
+            image,
+            object,
+            reason,
+        }
+    }
+
+    /// An error that names the image and what of it is refused.
+    fn refused(&self, object: &str, reason: impl Into<String>) -> ImageError {
+        let (image, object) = (self.reference.to_string(), object.to_owned());
+        ImageError::Refused {
+            image,
+            object,
+            reason: reason.into(),
+        }
+    }
+}
+
+fn client_builder() -> reqwest::ClientBuilder {
+    Client::builder()
+        .user_agent(concat!("isopod/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        .redirect(Policy::custom(redirect))
+}
+
+/// Registries redirect to where their blobs are. Not in circles, and not out of TLS. The
+/// authorisation stays behind when the host changes (reqwest sees to that).
+fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
+    let from_tls = attempt
+        .previous()
+        .last()
+        .is_some_and(|url| url.scheme() == "https");
+    if attempt.previous().len() > MAX_REDIRECTS {
+        attempt.error("too many redirects")
+    } else if from_tls && attempt.url().scheme() != "https" {
+        attempt.error("redirected from https to plain http")
+    } else {
+        attempt.follow()
+    }
+}

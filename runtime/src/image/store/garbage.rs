@@ -1,0 +1,111 @@
+//! Removing what nothing refers to.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Shared, State};
+use crate::image::digest::Digest;
+
+impl Shared {
+    /// Removes images without a name and layers that neither an image nor a pull needs. Their files
+    /// leave the store at once; their space is free when this returns and the last disk that uses
+    /// them is closed. Blocking.
+    pub(super) fn collect_garbage(&self) {
+        let mut graves = Vec::new();
+        {
+            let mut state = self.state();
+            let State {
+                images,
+                names,
+                layers,
+                pins,
+            } = &mut *state;
+            let named: HashSet<Digest> = names.values().copied().collect();
+            images.retain(|id, _| {
+                let keep = named.contains(id);
+                if !keep {
+                    graves.extend(self.bury(&self.image(id)));
+                }
+                keep
+            });
+            let used: HashSet<Digest> = images
+                .values()
+                .flat_map(|image| image.record.layers.iter().map(|layer| layer.diff_id))
+                .collect();
+            layers.retain(|diff_id, _| {
+                let keep = used.contains(diff_id) || pins.contains_key(diff_id);
+                if !keep {
+                    graves.extend(self.bury(&self.layer(diff_id)));
+                }
+                keep
+            });
+        }
+        drop(graves);
+    }
+
+    /// Moves a published directory out of the way; dropping the result deletes it.
+    fn bury(&self, path: &Path) -> Option<tempfile::TempDir> {
+        let grave = tempfile::TempDir::new_in(self.temporary());
+        let moved = grave.and_then(|grave| {
+            fs::rename(path, grave.path().join("removed"))?;
+            Ok(grave)
+        });
+        moved
+            .inspect_err(|error| {
+                // It is unknown from now on, and swept when the store opens the next time.
+                tracing::warn!(path = %path.display(), %error, "not removed");
+            })
+            .ok()
+    }
+
+    /// Deletes a directory that the state does not know.
+    pub(super) fn discard(&self, path: &Path) {
+        drop(self.bury(path));
+    }
+}
+
+/// Layers that a pull needs: while this lives they are not garbage.
+#[derive(Debug)]
+pub(super) struct Pins {
+    shared: Arc<Shared>,
+    layers: Vec<Digest>,
+}
+
+impl Pins {
+    pub(super) fn new(shared: &Arc<Shared>, layers: Vec<Digest>) -> Self {
+        let mut state = shared.state();
+        for layer in &layers {
+            *state.pins.entry(*layer).or_default() += 1;
+        }
+        drop(state);
+        Self {
+            shared: Arc::clone(shared),
+            layers,
+        }
+    }
+}
+
+impl Drop for Pins {
+    /// What a failed pull brought along and nothing else needs goes.
+    fn drop(&mut self) {
+        {
+            let mut state = self.shared.state();
+            for layer in &self.layers {
+                if let Some(pins) = state.pins.get_mut(layer) {
+                    *pins -= 1;
+                    if *pins == 0 {
+                        state.pins.remove(layer);
+                    }
+                }
+            }
+        }
+        let shared = Arc::clone(&self.shared);
+        // Deleting takes its time, and futures are dropped on threads that have none.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || shared.collect_garbage())),
+            Err(_no_runtime) => shared.collect_garbage(),
+        }
+    }
+}

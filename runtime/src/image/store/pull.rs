@@ -1,0 +1,226 @@
+//! Pulling.
+
+use std::fs;
+use std::io::{self, Read};
+use std::sync::{Arc, PoisonError};
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use tokio::sync::mpsc;
+
+use super::garbage::Pins;
+use super::image::NewImage;
+use super::open::allocated;
+use super::record::{sync_directory, sync_parent};
+use super::{ImageStore, Shared};
+use crate::image::digest::Digest;
+use crate::image::error::chain;
+use crate::image::layer::{DATA, INDEX, Ingested, LayerError, ingest};
+use crate::image::reference::Reference;
+use crate::image::registry::{BlobEvent, LayerDescriptor, Session};
+use crate::image::tar::TarError;
+use crate::image::{Credentials, Image, ImageError};
+
+/// Parts of a blob between the connection and the thread that takes it in: enough that neither
+/// waits for the other's every move.
+const PARTS_IN_FLIGHT: usize = 32;
+
+impl ImageStore {
+    /// Pulls an image and gives it its names. The registry is always asked which image the
+    /// reference names; what is there already is not downloaded again. Dropping the future ends the
+    /// pull.
+    ///
+    /// # Errors
+    /// The store is then as it was before.
+    #[tracing::instrument(skip_all, fields(image = reference))]
+    pub(crate) async fn pull(
+        &self,
+        reference: &str,
+        auth: Option<Credentials>,
+    ) -> Result<Image, ImageError> {
+        let reference = Reference::parse(reference)?;
+        let shared = &self.shared;
+        let session = shared.registry.session(&reference, auth);
+        let resolved = session.resolve().await?;
+
+        let mut layers = resolved.layers;
+        let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
+        let pins = Pins::new(shared, diff_ids.clone());
+        layers.sort_unstable_by_key(|layer| layer.diff_id);
+        layers.dedup_by_key(|layer| layer.diff_id);
+        try_join_all(
+            layers
+                .iter()
+                .map(|layer| shared.ensure_layer(&session, &reference, layer)),
+        )
+        .await?;
+
+        let _turn = shared
+            .merges
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
+        let new = NewImage {
+            digest: resolved.digest,
+            id: resolved.id,
+            config: resolved.config,
+            reference,
+            diff_ids,
+        };
+        let worker = Arc::clone(shared);
+        let image = blocking(move || {
+            let image = worker.add_image(&new);
+            // Here, so that a pull that is given up now does not lose them halfway.
+            drop(pins);
+            image
+        })
+        .await?;
+        tracing::info!(id = image.id, size = image.size, "image pulled");
+        Ok(image)
+    }
+}
+
+impl Shared {
+    /// Downloads a layer unless it is there. One download at a time, whoever wants it: the others
+    /// wait, and if it fails or is given up the next one tries for itself.
+    async fn ensure_layer(
+        self: &Arc<Self>,
+        session: &Session,
+        reference: &Reference,
+        layer: &LayerDescriptor,
+    ) -> Result<(), ImageError> {
+        let lock = self.layer_lock(layer.diff_id);
+        let _download = lock.lock().await;
+        if self.state().layers.contains_key(&layer.diff_id) {
+            return Ok(());
+        }
+        let _turn = self
+            .downloads
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
+        self.fetch_layer(session, reference, layer).await
+    }
+
+    fn layer_lock(&self, diff_id: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self
+            .layer_locks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        locks.retain(|_, lock| lock.strong_count() > 0);
+        if let Some(lock) = locks.get(&diff_id).and_then(std::sync::Weak::upgrade) {
+            return lock;
+        }
+        let lock = Arc::default();
+        locks.insert(diff_id, Arc::downgrade(&lock));
+        lock
+    }
+
+    async fn fetch_layer(
+        self: &Arc<Self>,
+        session: &Session,
+        reference: &Reference,
+        layer: &LayerDescriptor,
+    ) -> Result<(), ImageError> {
+        tracing::debug!(digest = %layer.digest, bytes = layer.size, "fetching layer");
+        let (sender, receiver) = mpsc::channel(PARTS_IN_FLIGHT);
+        let worker = Arc::clone(self);
+        let image = reference.to_string();
+        let expected = layer.clone();
+        let taking_in =
+            blocking(move || worker.take_in(&image, &expected, BlobReader::new(receiver)));
+        let (downloaded, taken_in) = tokio::join!(session.blob(layer, sender), taking_in);
+        // If both failed, then the second because of the first.
+        downloaded.and(taken_in)
+    }
+
+    /// Takes a layer in from its blob, checks it and publishes it. Blocking.
+    fn take_in(
+        &self,
+        image: &str,
+        layer: &LayerDescriptor,
+        blob: BlobReader,
+    ) -> Result<(), ImageError> {
+        let temporary = self.temporary();
+        let staging = tempfile::TempDir::new_in(&temporary)
+            .map_err(|error| ImageError::writing(image, &temporary, error))?;
+        let directory = staging.path().join("layer");
+        fs::create_dir(&directory)
+            .map_err(|error| ImageError::writing(image, &directory, error))?;
+        let object = format!("layer {}", layer.digest);
+        let ingested = ingest(blob, &directory, self.limits).map_err(|error| {
+            let (image, object) = (image.to_owned(), object.clone());
+            match error {
+                LayerError::Write(error) => ImageError::writing(&image, &directory, error),
+                LayerError::TooLarge(_) | LayerError::TooMany => ImageError::TooLarge {
+                    image,
+                    object,
+                    reason: chain(&error),
+                },
+                LayerError::Tar(_) | LayerError::Path { .. } | LayerError::Entry { .. } => {
+                    ImageError::Refused {
+                        image,
+                        object,
+                        reason: chain(&error),
+                    }
+                }
+            }
+        })?;
+        let Ingested { diff_id, .. } = ingested;
+        if diff_id != layer.diff_id {
+            return Err(ImageError::Corrupt {
+                image: image.to_owned(),
+                object,
+                reason: format!("its diff id is {diff_id}, not {}", layer.diff_id),
+            });
+        }
+        sync_directory(&directory)?;
+        let bytes = allocated(&directory, &[DATA, INDEX])?;
+        let path = self.layer(&diff_id);
+        let mut state = self.state();
+        fs::rename(&directory, &path).map_err(ImageError::io("publishing", &path))?;
+        state.layers.insert(diff_id, bytes);
+        drop(state);
+        sync_parent(&path)
+    }
+}
+
+/// Runs on a blocking thread; a panic there is one here.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
+
+/// A download, seen from a blocking thread.
+#[derive(Debug)]
+struct BlobReader {
+    receiver: mpsc::Receiver<BlobEvent>,
+    part: Bytes,
+    ended: bool,
+}
+
+impl BlobReader {
+    fn new(receiver: mpsc::Receiver<BlobEvent>) -> Self {
+        Self {
+            receiver,
+            part: Bytes::new(),
+            ended: false,
+        }
+    }
+}
+
+impl Read for BlobReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.part.is_empty() && !self.ended {
+            match self.receiver.blocking_recv() {
+                Some(BlobEvent::Data(part)) => self.part = part,
+                Some(BlobEvent::End) => self.ended = true,
+                None => return Err(io::Error::other("the download was given up")),
+            }
+        }
+        let length = buffer.len().min(self.part.len());
+        buffer[..length].copy_from_slice(&self.part.split_to(length));
+        Ok(length)
+    }
+}

@@ -1,0 +1,123 @@
+//! The store against Debian's docker-registry, its disks in the kernel's hands, and their trees
+//! against what umoci unpacks.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use isopod_tests::registry::{Access, Registry};
+use tempfile::TempDir;
+
+use super::ImageStore;
+use crate::config::{EndpointConfig, RegistryConfig};
+use crate::image::testing::{Mounted, Snapshot, cache, can_mount, snapshot};
+
+/// The registry `docker.io` is, for whoever uses the configuration, the one at `host`.
+fn mirrored(host: &str) -> RegistryConfig {
+    let mut config = RegistryConfig::default();
+    let endpoint = EndpointConfig {
+        host: host.to_owned(),
+        plain_http: true,
+    };
+    config
+        .mirrors
+        .insert("docker.io".to_owned(), vec![endpoint.clone()]);
+    config.mirrors.insert(host.to_owned(), vec![endpoint]);
+    config
+}
+
+fn open(root: &TempDir, registry: &Registry) -> ImageStore {
+    ImageStore::open(&root.path().join("images"), &mirrored(&registry.host())).expect("a store")
+}
+
+fn test_images() -> Registry {
+    let storage = isopod_tests::images::build(&cache()).expect("test images");
+    Registry::start(&storage, Access::ReadOnly).expect("a registry")
+}
+
+/// The same image unpacked by umoci.
+fn unpacked(registry: &Registry, image: &str, directory: &Path) -> PathBuf {
+    // This umoci knows no zstd, so skopeo compresses everything anew.
+    let plain = format!("dir:{}", directory.join("plain").display());
+    let layout = directory.join("layout");
+    let skopeo = [
+        "--insecure-policy",
+        "copy",
+        "--quiet",
+        "--src-tls-verify=false",
+    ];
+    run(Command::new("skopeo")
+        .args(skopeo)
+        .arg("--dest-decompress")
+        .arg(format!("docker://{}/{image}", registry.host()))
+        .arg(&plain));
+    run(Command::new("skopeo")
+        .args(skopeo)
+        .arg(&plain)
+        .arg(format!("oci:{}:it", layout.display())));
+    let bundle = directory.join("bundle");
+    run(Command::new("umoci")
+        .args(["unpack", "--image"])
+        .arg(format!("{}:it", layout.display()))
+        .arg(&bundle));
+    bundle.join("rootfs")
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().expect("an installed program");
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// After every time in the test images, and before the test.
+const LATEST_MTIME: i64 = 1_710_000_000;
+
+fn assert_same(ours: &Snapshot, theirs: &Snapshot) {
+    let mut differences: Vec<String> = Vec::new();
+    for path in ours.keys().chain(theirs.keys()) {
+        let (mut ours, mut theirs) = (ours.get(path).cloned(), theirs.get(path).cloned());
+        if let (Some(ours), Some(theirs)) = (&mut ours, &mut theirs) {
+            // What no archive has a time for, umoci does now: directories that it had to make, and
+            // those in which it removed something.
+            if theirs.mtime.0 > LATEST_MTIME {
+                theirs.mtime = ours.mtime;
+            }
+            // And it takes an attribute without a value for one that is to be left out.
+            ours.xattrs.retain(|_, value| !value.is_empty());
+        }
+        if ours != theirs {
+            differences.push(format!("{}:\n  {ours:?}\n  {theirs:?}", path.display()));
+        }
+    }
+    differences.dedup();
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+#[tokio::test]
+async fn an_image_pulled_from_a_registry_is_the_tree_that_umoci_unpacks() {
+    if !can_mount() {
+        return;
+    }
+    let registry = test_images();
+    let root = TempDir::new().expect("a directory");
+    let store = open(&root, &registry);
+    for name in ["busybox:1", "nginx:1", "layers:1"] {
+        let image = store.pull(&format!("docker.io/{name}"), None).await;
+        // The test images are at the top of the registry, not in `library/`.
+        assert!(image.is_err());
+        let image = store
+            .pull(&format!("{}/{name}", registry.host()), None)
+            .await;
+        let image = image.expect(name);
+        let disk = store.disk(&image.id).expect("a disk");
+        let mounted = Mounted::new(&disk);
+        let work = TempDir::new().expect("a directory");
+        let theirs = snapshot(&unpacked(&registry, name, work.path()));
+        assert_same(&snapshot(&mounted.root()), &theirs);
+        assert!(theirs.len() > 2);
+        fs::remove_dir_all(work.path()).expect("an unpacked image");
+    }
+}

@@ -38,10 +38,19 @@ impl<'m> Segments<'m> {
         self.len
     }
 
-    /// Adds all pieces of `other` at the end.
-    pub(crate) fn append(&mut self, other: &Self) {
-        self.len += other.len;
-        self.pieces.extend_from_slice(other.left());
+    /// Adds `other`'s bytes from `skip` on, `most` of them, at the end. Returns how many those are.
+    pub(crate) fn append_range(&mut self, other: &Self, skip: usize, most: usize) -> usize {
+        let (mut skip, mut left) = (skip, most);
+        let before = self.len;
+        for piece in other.left() {
+            let start = skip.min(piece.len());
+            let len = (piece.len() - start).min(left);
+            skip -= start;
+            left -= len;
+            let range = piece.subslice(start, len);
+            self.push(range.expect("the range is inside the piece"));
+        }
+        self.len - before
     }
 
     /// Consumes `count` bytes; all of them if there are fewer.
@@ -278,6 +287,19 @@ mod tests {
         assert_eq!(&front, b"abc");
         run.truncate(0);
         assert_eq!(run.len(), 0);
+    }
+
+    #[test]
+    fn a_range_of_another_run_is_appended() {
+        let mut memory = [b"abc".to_vec(), b"def".to_vec()];
+        let other = segments(&mut memory);
+        let mut run = Segments::default();
+        assert_eq!(run.append_range(&other, 2, 2), 2);
+        assert_eq!(run.append_range(&other, 3, 9), 3);
+        assert_eq!(run.append_range(&other, 6, 9), 0);
+        let mut bytes = [0; 5];
+        assert!(run.read_front(&mut bytes));
+        assert_eq!(&bytes, b"cddef");
     }
 
     #[test]

@@ -203,6 +203,12 @@ fn qemu(lab: &Lab, host: &Host, initramfs: &Path, folder: &Folder) -> Command {
         "-device",
         "virtio-serial-pci,max_ports=8",
     ]);
+    ports(&mut qemu, lab, folder);
+    qemu
+}
+
+/// The ways out: stdout, stderr and exit status, or a terminal.
+fn ports(qemu: &mut Command, lab: &Lab, folder: &Folder) {
     if lab.shell {
         qemu.args(["-chardev", "stdio,id=shell,signal=off"]);
         qemu.args(["-device", "virtconsole,chardev=shell"]);
@@ -219,7 +225,6 @@ fn qemu(lab: &Lab, host: &Host, initramfs: &Path, folder: &Folder) -> Command {
     qemu.arg("-chardev")
         .arg(format!("file,id=status,path={}", status.display()));
     qemu.args(["-device", "virtserialport,chardev=status,name=lab.status"]);
-    qemu
 }
 
 /// Threads that pass the command's output on as it comes.

@@ -29,6 +29,7 @@ pub(super) const SEND: u32 = 2;
 pub(super) const GUEST_BUFFER: u32 = 256 * 1024;
 
 const HEADER: usize = 44;
+const HEADER_LEN: u32 = 44;
 const RX_BASE: u64 = 0x10_0000;
 const RX_LEN: u32 = 3776;
 const TX_BASE: u64 = 0x20_0000;
@@ -192,7 +193,7 @@ impl Guest {
         // Payloads come in two pieces, as those of Linux may.
         let (first, second) = (len / 2, len - len / 2);
         let pieces = [
-            Buffer::readable(address, HEADER as u32),
+            Buffer::readable(address, HEADER_LEN),
             Buffer::readable(address + 64, first),
             Buffer::readable(address + 64 + u64::from(first), second),
         ];

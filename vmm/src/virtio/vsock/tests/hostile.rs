@@ -102,11 +102,8 @@ fn credit_that_makes_no_sense_is_no_credit() {
     }
     let mut sender = stream;
     std::io::Write::write_all(&mut sender, b"stuck").unwrap();
-    loop {
-        // Each change of mind may be answered with one request for credit.
-        let Some(packet) = guest.try_receive() else {
-            break;
-        };
+    // Each change of mind may be answered with one request for credit.
+    while let Some(packet) = guest.try_receive() {
         assert_eq!(packet.op, CREDIT_REQUEST);
     }
     let mut update = Wire::new(CREDIT_UPDATE, 1, socket.peer);

@@ -1,12 +1,20 @@
 //! End-to-end tests: what they are made of.
 //!
 //! - [`images`]: test images, built from Debian packages and pushed into a registry's storage.
+//! - [`node`]: a daemon with its registry and folders for one test, crictl, a CRI client, the leak check.
+//! - [`environment`]: what `cargo xtask test e2e` passes to the tests; tests that need KVM.
+//! - [`log`]: container logs as the kubelet reads them.
 //! - [`registry`]: Debian's docker-registry.
+//! - [`tampered`]: a registry that misbehaves.
 //! - [`process`], [`wait`]: child processes, `/proc`, and waiting with a limit.
 //!
 //! The tests themselves are in `tests/`: `host` needs no KVM, `e2e` runs containers in microVMs.
 
+pub mod environment;
 pub mod images;
+pub mod log;
+pub mod node;
 pub mod process;
 pub mod registry;
+pub mod tampered;
 pub mod wait;

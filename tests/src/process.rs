@@ -100,6 +100,17 @@ impl Process {
             .collect()
     }
 
+    /// The test's own process id.
+    #[must_use]
+    pub fn own_pid() -> i32 {
+        Pid::this().as_raw()
+    }
+
+    /// Sends SIGKILL. A process that is gone already has what it should.
+    pub fn kill(&self) {
+        let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+    }
+
     /// One process.
     #[must_use]
     pub fn read(pid: i32) -> Option<Self> {

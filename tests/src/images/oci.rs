@@ -62,6 +62,13 @@ impl ImageWriter {
         Ok(())
     }
 
+    /// Makes the configuration tell another digest of the uppermost layer's tar stream.
+    pub fn forge_diff_id(&mut self, diff_id: String) {
+        if let Some(layer) = self.layers.last_mut() {
+            layer.diff_id = diff_id;
+        }
+    }
+
     /// Writes configuration (`config` is its `config` object), manifest and index.
     ///
     /// # Errors

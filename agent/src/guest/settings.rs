@@ -1,0 +1,61 @@
+//! What a container host's kernel is set to, beyond its defaults.
+//!
+//! Comes after the agent listens. Nothing here can fail in a way that matters more than a warning:
+//! a kernel without one of the settings does not need it.
+
+use std::fs;
+use std::path::Path;
+
+use nix::sys::resource::{Resource, setrlimit};
+
+use super::loopback;
+use crate::container::CGROUP_MOUNT;
+
+/// Files that a process may open: what container images are used to (and the kernel's own cap for
+/// one process, `fs.nr_open`).
+const OPEN_FILES: u64 = 1_048_576;
+
+/// As the container engines of hosts set them.
+const SYSCTLS: [(&str, &str); 9] = [
+    // The kubelet checks for these on a host.
+    ("vm/overcommit_memory", "1"),
+    ("kernel/panic_on_oops", "1"),
+    // Unprivileged containers may use low ports and ping: the network is the pod's own.
+    ("net/ipv4/ip_unprivileged_port_start", "0"),
+    ("net/ipv4/ping_group_range", "0 2147483647"),
+    // Search engines and databases ask for these.
+    ("vm/max_map_count", "262144"),
+    ("fs/inotify/max_user_instances", "8192"),
+    ("fs/inotify/max_user_watches", "524288"),
+    // Every container makes a session keyring.
+    ("kernel/keys/maxkeys", "20000"),
+    ("kernel/keys/maxbytes", "400000"),
+];
+
+/// Applies everything.
+pub(super) fn apply() {
+    if let Err(error) = loopback::up() {
+        tracing::warn!(%error, "the loopback interface is down");
+    }
+    enable_controllers();
+    for (name, value) in SYSCTLS {
+        // Absent where the kernel was built without it.
+        let _ = fs::write(Path::new("/proc/sys").join(name), value);
+    }
+    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES) {
+        tracing::warn!(%error, "the limit of open files stays as it was");
+    }
+}
+
+/// Lets containers' groups have limits (kernel documentation, cgroup-v2, "Enabling and Disabling").
+fn enable_controllers() {
+    let mount = Path::new(CGROUP_MOUNT);
+    let available = fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
+    let all: Vec<String> = available
+        .split_whitespace()
+        .map(|name| format!("+{name}"))
+        .collect();
+    if let Err(error) = fs::write(mount.join("cgroup.subtree_control"), all.join(" ")) {
+        tracing::warn!(%error, "containers have no limits");
+    }
+}

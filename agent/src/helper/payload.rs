@@ -1,0 +1,241 @@
+//! The last steps of a process before it is the container's command.
+//!
+//! Runs inside the container's namespaces and root, as its user, where nothing found on a file
+//! system can be trusted.
+#![expect(
+    unsafe_code,
+    reason = "restoring a signal's default action has no safe wrapper"
+)]
+
+use std::ffi::CString;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::{env, fs, io};
+
+use libcontainer::capabilities::drop_privileges;
+use libcontainer::seccomp::initialize_seccomp;
+use libcontainer::syscall::syscall::create_syscall;
+use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+use nix::errno::Errno;
+use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::unistd::{AccessFlags, access, execv};
+use oci_spec::runtime::{Process, Spec};
+
+use super::OutcomeEnd;
+use super::protocol::{Confinement, Refusal, RefusalKind};
+
+/// Executes the command, or says through the outcome pipe why not.
+#[derive(Clone)]
+pub(super) struct Payload {
+    outcome: Rc<OutcomeEnd>,
+    /// What libcontainer did not do.
+    confinement: Rc<Confinement>,
+}
+
+impl Payload {
+    /// A container's init: libcontainer has confined it.
+    pub(super) fn init(outcome: OutcomeEnd) -> Self {
+        Self {
+            outcome: Rc::new(outcome),
+            confinement: Rc::default(),
+        }
+    }
+
+    /// An exec: libcontainer ignores the container's system call filter.
+    pub(super) fn exec(outcome: OutcomeEnd, confinement: Confinement) -> Self {
+        Self {
+            outcome: Rc::new(outcome),
+            confinement: Rc::new(confinement),
+        }
+    }
+
+    /// Returns only when the command cannot be executed.
+    fn become_command(&self, process: &Process) -> Refusal {
+        let Some(args) = process.args().as_ref().filter(|args| !args.is_empty()) else {
+            return not_executable("exec: no command".to_owned());
+        };
+        let search = env::var("PATH").unwrap_or_default();
+        let path = match find(&args[0], &search) {
+            Ok(path) => path,
+            Err(refusal) => return refusal,
+        };
+        let Some((command, args)) = c_strings(&path, args) else {
+            return not_executable(format!("exec: {:?}: contains a NUL byte", args[0]));
+        };
+        if let Err(refusal) = self.confine() {
+            return refusal;
+        }
+        // SAFETY: no handler is installed, only the default action restored: Rust's runtime ignores
+        // SIGPIPE, and what is ignored stays so across exec.
+        let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+        let Err(errno) = execv(&command, &args);
+        let why = io::Error::from(errno);
+        match errno {
+            Errno::ENOENT => not_found(format!("exec {}: {}", path.display(), text(&why))),
+            _ => not_executable(format!("exec {}: {}", path.display(), text(&why))),
+        }
+    }
+
+    /// Filters system calls, then gives up the capabilities that this took.
+    fn confine(&self) -> Result<(), Refusal> {
+        let failed = |what: &str, error: &dyn std::error::Error| Refusal {
+            kind: RefusalKind::Confinement,
+            message: format!("{what}: {}", crate::service::chain(error)),
+        };
+        if let Some(seccomp) = &self.confinement.seccomp {
+            initialize_seccomp(seccomp).map_err(|error| failed("seccomp filter", &error))?;
+        }
+        if let Some(capabilities) = &self.confinement.capabilities {
+            drop_privileges(capabilities, &*create_syscall())
+                .map_err(|error| failed("dropping capabilities", &error))?;
+        }
+        Ok(())
+    }
+}
+
+impl Executor for Payload {
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let refusal = match spec.process() {
+            Some(process) => self.become_command(process),
+            None => not_executable("exec: no process".to_owned()),
+        };
+        // If the agent is gone, so is everyone who could read it.
+        let _ = self.outcome.refuse(&refusal);
+        Err(ExecutorError::Other(refusal.message))
+    }
+
+    /// The command is looked up when it is executed: what is missing now may be mounted by then.
+    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        Ok(())
+    }
+}
+
+fn not_found(message: String) -> Refusal {
+    Refusal {
+        kind: RefusalKind::NotFound,
+        message,
+    }
+}
+
+fn not_executable(message: String) -> Refusal {
+    Refusal {
+        kind: RefusalKind::NotExecutable,
+        message,
+    }
+}
+
+/// An errno in C's words, without Rust's number behind it.
+fn text(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_lowercase(),
+        None => text,
+    }
+}
+
+/// Finds a command as a shell does: a name with a slash is a path, any other is searched for.
+fn find(command: &str, search: &str) -> Result<PathBuf, Refusal> {
+    if command.contains('/') {
+        return match check(Path::new(command)) {
+            Ok(()) => Ok(command.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(not_found(format!(
+                "exec: {command:?}: stat {command}: {}",
+                text(&error)
+            ))),
+            Err(error) => Err(not_executable(format!(
+                "exec: {command:?}: {}",
+                text(&error)
+            ))),
+        };
+    }
+    let mut denied = false;
+    for folder in search.split(':').filter(|_| !command.is_empty()) {
+        let folder = if folder.is_empty() { "." } else { folder };
+        let path = Path::new(folder).join(command);
+        match check(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) => denied |= error.kind() == io::ErrorKind::PermissionDenied,
+        }
+    }
+    if denied {
+        return Err(not_executable(format!(
+            "exec: {command:?}: permission denied"
+        )));
+    }
+    Err(not_found(format!(
+        "exec: {command:?}: executable file not found in $PATH"
+    )))
+}
+
+/// Whether this user may execute the file.
+fn check(path: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(path)?;
+    if metadata.is_dir() {
+        return Err(Errno::EISDIR.into());
+    }
+    // Even root needs one of the execute bits.
+    if metadata.permissions().mode() & 0o111 == 0 {
+        return Err(Errno::EACCES.into());
+    }
+    Ok(access(path, AccessFlags::X_OK)?)
+}
+
+fn c_strings(path: &Path, args: &[String]) -> Option<(CString, Vec<CString>)> {
+    use std::os::unix::ffi::OsStrExt;
+    let command = CString::new(path.as_os_str().as_bytes()).ok()?;
+    let args = args
+        .iter()
+        .map(|arg| CString::new(arg.as_bytes()))
+        .collect::<Result<_, _>>()
+        .ok()?;
+    Some((command, args))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(folder: &Path, name: &str, mode: u32) {
+        let path = folder.join(name);
+        fs::write(&path, "").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_command_is_searched_for_in_the_order_of_the_path() {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        file(second.path(), "tool", 0o755);
+        let search = format!("{}:{}", first.path().display(), second.path().display());
+        assert_eq!(find("tool", &search).unwrap(), second.path().join("tool"));
+        file(first.path(), "tool", 0o750);
+        assert_eq!(find("tool", &search).unwrap(), first.path().join("tool"));
+    }
+
+    #[test]
+    fn a_missing_command_is_told_in_the_words_that_people_search_for() {
+        let refusal = find("no-such-command", "/usr/bin:/bin").unwrap_err();
+        assert_eq!(refusal.kind, RefusalKind::NotFound);
+        assert_eq!(
+            refusal.message,
+            r#"exec: "no-such-command": executable file not found in $PATH"#
+        );
+        let refusal = find("/no/such/command", "").unwrap_err();
+        assert_eq!(refusal.kind, RefusalKind::NotFound);
+        assert_eq!(
+            refusal.message,
+            r#"exec: "/no/such/command": stat /no/such/command: no such file or directory"#
+        );
+    }
+
+    #[test]
+    fn a_file_without_an_execute_bit_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        file(folder.path(), "data", 0o644);
+        let path = folder.path().join("data");
+        let refusal = find(path.to_str().unwrap(), "").unwrap_err();
+        assert_eq!(refusal.kind, RefusalKind::NotExecutable);
+        let refusal = find(folder.path().to_str().unwrap(), "").unwrap_err();
+        assert_eq!(refusal.kind, RefusalKind::NotExecutable);
+    }
+}

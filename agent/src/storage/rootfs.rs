@@ -1,0 +1,170 @@
+//! One container's root file system.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::{Disk, Disks, Scratch, StorageError, blocking};
+
+/// The mounts and folders of a root file system, whole or in part: [`Rootfs::remove`] takes down
+/// what is there.
+#[derive(Debug, Clone)]
+pub(crate) struct Rootfs {
+    /// The read-only disk below.
+    pub(crate) disk: Disk,
+    lower: PathBuf,
+    root: PathBuf,
+    layer: PathBuf,
+}
+
+impl Rootfs {
+    /// Where a container's root will be: mount points in `folder`, its writable layer on `scratch`.
+    pub(crate) fn new(disk: Disk, folder: &Path, scratch: &Scratch, name: &str) -> Self {
+        Self {
+            lower: folder.join("lower"),
+            root: folder.join("rootfs"),
+            layer: scratch.path().join(name),
+            disk,
+        }
+    }
+
+    /// The mount point.
+    pub(crate) fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// Mounts it.
+    ///
+    /// # Errors
+    ///
+    /// When the disk holds no EROFS file system, or the overlay is refused.
+    pub(crate) async fn mount(&self) -> Result<(), StorageError> {
+        let this = self.clone();
+        blocking(move || this.mount_now()).await
+    }
+
+    fn mount_now(&self) -> Result<(), StorageError> {
+        let (upper, work) = (self.layer.join("upper"), self.layer.join("work"));
+        for folder in [&self.lower, &self.root, &upper, &work] {
+            fs::create_dir_all(folder).map_err(StorageError::io("making", folder))?;
+        }
+        let lower = if self.disk.node.is_dir() {
+            &self.disk.node
+        } else {
+            self.mount_disk()?
+        };
+        like(lower, &upper).map_err(StorageError::io(
+            "copying the root's owner and mode to",
+            &upper,
+        ))?;
+        // The layer lives and dies with the sandbox: nothing is gained by waiting for it to be
+        // written ("volatile").
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={},volatile",
+            lower.display(),
+            upper.display(),
+            work.display()
+        );
+        mount(
+            Some("overlay"),
+            &self.root,
+            Some("overlay"),
+            MsFlags::empty(),
+            Some(options.as_str()),
+        )
+        .map_err(|source| StorageError::Mount {
+            what: "the overlay",
+            path: self.root.clone(),
+            source,
+        })
+    }
+
+    fn mount_disk(&self) -> Result<&PathBuf, StorageError> {
+        let node = Some(&self.disk.node);
+        mount(
+            node,
+            &self.lower,
+            Some("erofs"),
+            MsFlags::MS_RDONLY,
+            None::<&str>,
+        )
+        .map_err(|source| StorageError::Mount {
+            what: "the image's disk",
+            path: self.lower.clone(),
+            source,
+        })?;
+        Ok(&self.lower)
+    }
+
+    /// Unmounts everything, deletes what was written, and lets go of the disk. Idempotent.
+    ///
+    /// # Errors
+    ///
+    /// The first of what could not be done; the rest is tried all the same.
+    pub(crate) async fn remove(self, disks: &Disks) -> Result<(), StorageError> {
+        let disk = self.disk.clone();
+        let removed = blocking(move || self.remove_now()).await;
+        let detached = disks.detach(&disk).await;
+        removed.and(detached)
+    }
+
+    /// Unmounts everything, and leaves what was written.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub(crate) async fn unmount(self) -> Result<(), StorageError> {
+        blocking(move || self.unmount_now()).await
+    }
+
+    fn unmount_now(&self) -> Result<(), StorageError> {
+        unmount(&self.root).and(unmount(&self.lower))
+    }
+
+    fn remove_now(&self) -> Result<(), StorageError> {
+        let unmounted = self.unmount_now();
+        let deleted = delete(&self.layer);
+        for mount_point in [&self.root, &self.lower] {
+            match fs::remove_dir(mount_point) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => result.map_err(StorageError::io("removing", mount_point))?,
+            }
+        }
+        unmounted.and(deleted)
+    }
+}
+
+/// The top folder of an overlay is the upper layer's, whatever the image says of its root.
+fn like(model: &Path, folder: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(model)?;
+    std::os::unix::fs::chown(folder, Some(metadata.uid()), Some(metadata.gid()))?;
+    fs::set_permissions(folder, metadata.permissions())
+}
+
+fn unmount(path: &Path) -> Result<(), StorageError> {
+    match umount2(path, MntFlags::UMOUNT_NOFOLLOW) {
+        // Not a mount point, or not there.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        // Someone's working directory, perhaps. The mount goes when its last user does.
+        Err(Errno::EBUSY) => umount2(path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)
+            .map_err(|source| StorageError::Unmount {
+                path: path.to_owned(),
+                source,
+            }),
+        Err(source) => Err(StorageError::Unmount {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn delete(path: &Path) -> Result<(), StorageError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(StorageError::io("deleting", path)),
+    }
+}

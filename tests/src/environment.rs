@@ -1,0 +1,89 @@
+//! What `cargo xtask test e2e` tells the tests, through environment variables.
+
+use std::env;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+/// Folder of the binaries `isopod` and `isopod-vmm`.
+pub const BIN_DIR: &str = "ISOPOD_TEST_BIN_DIR";
+/// The guest's kernel.
+pub const KERNEL: &str = "ISOPOD_TEST_KERNEL";
+/// The guest's initramfs.
+pub const INITRAMFS: &str = "ISOPOD_TEST_INITRAMFS";
+/// Folder of `crictl`.
+pub const TOOLS: &str = "ISOPOD_TEST_TOOLS";
+/// A registry's storage with the test images.
+pub const IMAGES: &str = "ISOPOD_TEST_IMAGES";
+/// Where the daemons under test keep their data; a real file system with some gigabytes.
+pub const DATA: &str = "ISOPOD_TEST_DATA";
+/// `1`: a test that needs KVM fails where there is none, instead of being skipped.
+pub const REQUIRE_KVM: &str = "ISOPOD_REQUIRE_KVM";
+
+/// An existing path that a variable holds.
+///
+/// # Errors
+/// The variable is not set, or names something that does not exist.
+pub fn path(name: &str) -> Result<PathBuf> {
+    let value = env::var_os(name)
+        .with_context(|| format!("{name} is not set: run the tests with `cargo xtask test e2e`"))?;
+    let path = PathBuf::from(value);
+    ensure!(path.exists(), "{name}: {} does not exist", path.display());
+    Ok(path)
+}
+
+/// One of the project's binaries.
+///
+/// # Errors
+/// It was not built.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let path = path(BIN_DIR)?.join(name);
+    ensure!(path.exists(), "{} does not exist", path.display());
+    Ok(path)
+}
+
+/// Where the daemons under test keep their data.
+#[must_use]
+pub fn data() -> PathBuf {
+    env::var_os(DATA).map_or_else(env::temp_dir, PathBuf::from)
+}
+
+/// Why a microVM cannot run here, if so.
+///
+/// A `/dev/kvm` alone does not say that: a paravirtual host has one that cannot run a kernel, and
+/// its CPU shows neither `vmx` nor `svm`.
+#[must_use]
+pub fn missing_kvm() -> Option<String> {
+    if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        return Some(format!("/dev/kvm: {error}"));
+    }
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let virtualises = cpu
+        .lines()
+        .filter(|line| line.starts_with("flags"))
+        .any(|line| {
+            line.split_whitespace()
+                .any(|flag| flag == "vmx" || flag == "svm")
+        });
+    (!virtualises).then(|| "the CPU has neither vmx nor svm".to_owned())
+}
+
+/// Whether a test that needs KVM can go on. If not it was skipped aloud, past the test harness's
+/// capture, in a line that `cargo xtask test` counts.
+///
+/// # Errors
+/// There is no KVM and [`REQUIRE_KVM`] says that there must be.
+pub fn has_kvm() -> Result<bool> {
+    let Some(reason) = missing_kvm() else {
+        return Ok(true);
+    };
+    if env::var_os(REQUIRE_KVM).is_some_and(|value| value == "1") {
+        bail!("{REQUIRE_KVM}=1, and KVM is not usable: {reason}");
+    }
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    writeln!(std::io::stderr(), "skipped {test}: needs KVM: {reason}")?;
+    Ok(false)
+}

@@ -1,0 +1,153 @@
+//! What a test wants of its node.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use toml::{Table, Value};
+
+use super::{Node, REGISTRY};
+use crate::environment;
+
+/// Where images come from.
+#[derive(Debug, Clone)]
+pub enum Images {
+    /// No registry answers.
+    None,
+    /// Debian's docker-registry with the test images.
+    Registry,
+    /// A registry of the test's own, `host:port`, over plain HTTP.
+    Endpoint(String),
+}
+
+/// What the daemon's `root_dir` lies on.
+#[derive(Debug, Clone, Copy)]
+pub enum DataDir {
+    /// The machine's file system.
+    Large,
+    /// A tmpfs of this size, to run out of space.
+    Small {
+        /// Size in MiB.
+        mib: u32,
+    },
+}
+
+/// What a test wants of its node.
+#[derive(Debug, Clone)]
+pub struct Options {
+    kvm: bool,
+    pub(super) images: Images,
+    pub(super) data: DataDir,
+    kernel: Option<PathBuf>,
+    initramfs: Option<PathBuf>,
+    /// Keys of the configuration's `[vm]`.
+    vm: Table,
+}
+
+/// How long a guest may take to start, unless the test is about that.
+const START_TIMEOUT_MS: i64 = 180_000;
+
+impl Options {
+    /// Runs microVMs: skipped where there is no KVM.
+    #[must_use]
+    pub fn kvm() -> Self {
+        Self {
+            kvm: true,
+            ..Self::host()
+        }
+    }
+
+    /// Runs no microVM, and so anywhere.
+    #[must_use]
+    pub fn host() -> Self {
+        Self {
+            kvm: false,
+            images: Images::Registry,
+            data: DataDir::Large,
+            kernel: None,
+            initramfs: None,
+            vm: Table::new(),
+        }
+    }
+
+    /// Where images come from.
+    #[must_use]
+    pub fn images(mut self, images: Images) -> Self {
+        self.images = images;
+        self
+    }
+
+    /// What the daemon's `root_dir` lies on.
+    #[must_use]
+    pub fn data(mut self, data: DataDir) -> Self {
+        self.data = data;
+        self
+    }
+
+    /// Another guest kernel.
+    #[must_use]
+    pub fn kernel(mut self, path: impl Into<PathBuf>) -> Self {
+        self.kernel = Some(path.into());
+        self
+    }
+
+    /// Another initramfs.
+    #[must_use]
+    pub fn initramfs(mut self, path: impl Into<PathBuf>) -> Self {
+        self.initramfs = Some(path.into());
+        self
+    }
+
+    /// Another value of a key in the configuration's `[vm]`.
+    #[must_use]
+    pub fn vm(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.vm.insert(key.to_owned(), value.into());
+        self
+    }
+
+    pub(super) fn needs_kvm(&self) -> bool {
+        self.kvm
+    }
+
+    /// The daemon's configuration file.
+    pub(super) fn config(&self, node: &Node, registry: Option<&str>) -> Result<String> {
+        let text = |path: PathBuf| Value::from(path.display().to_string());
+        let mut vm = Table::new();
+        vm.insert("vmm".into(), text(environment::binary("isopod-vmm")?));
+        vm.insert(
+            "kernel".into(),
+            text(self.file(self.kernel.as_ref(), environment::KERNEL)?),
+        );
+        let initramfs = self.file(self.initramfs.as_ref(), environment::INITRAMFS)?;
+        vm.insert("initramfs".into(), text(initramfs));
+        vm.insert("start_timeout_ms".into(), START_TIMEOUT_MS.into());
+        vm.insert("scratch_mib".into(), 2048.into());
+        vm.extend(self.vm.clone());
+
+        let mut config = Table::new();
+        config.insert("socket".into(), text(node.socket()));
+        config.insert("root_dir".into(), text(node.root_dir().to_owned()));
+        config.insert("state_dir".into(), text(node.state_dir()));
+        config.insert("log_level".into(), "info,isopod=debug".into());
+        config.insert("vm".into(), vm.into());
+        if let Some(host) = registry {
+            let mut endpoint = Table::new();
+            endpoint.insert("host".into(), host.into());
+            endpoint.insert("plain_http".into(), true.into());
+            let mut mirrors = Table::new();
+            mirrors.insert(REGISTRY.into(), Value::Array(vec![endpoint.into()]));
+            let mut registry = Table::new();
+            registry.insert("mirrors".into(), mirrors.into());
+            config.insert("registry".into(), registry.into());
+        }
+        Ok(toml::to_string(&config)?)
+    }
+
+    /// The test's own file, or the one that was built. A test that boots no guest needs none.
+    fn file(&self, own: Option<&PathBuf>, variable: &str) -> Result<PathBuf> {
+        match own {
+            Some(path) => Ok(path.clone()),
+            None if self.kvm => environment::path(variable),
+            None => Ok(environment::path(variable).unwrap_or_else(|_| "/nonexistent".into())),
+        }
+    }
+}

@@ -37,13 +37,14 @@ impl AgentService {
         for process in container.processes() {
             process.output.close();
         }
+        // libcontainer would stumble over the groups of execs.
+        let cgroup = container.cgroup.remove().await.map_err(AgentError::from);
         let runtime = self.runtime(&container.id);
         let state = runtime.root.join(&runtime.container_id);
         let deleted = match launch(&self.reaper, &Request::Delete(runtime), &[]).await {
             Ok(_) => Ok(()),
             Err(error) => Err(AgentError::from(error)),
         };
-        let cgroup = container.cgroup.remove().await.map_err(AgentError::from);
         let rootfs = match container.take_rootfs() {
             None => Ok(()),
             Some(rootfs) => {
@@ -56,7 +57,7 @@ impl AgentService {
         };
         let folders =
             remove_folder(&state).and(remove_folder(&self.container_folder(&container.id)));
-        deleted.and(cgroup).and(rootfs).and(folders)?;
+        cgroup.and(deleted).and(rootfs).and(folders)?;
         self.containers.remove(&container.id);
         Ok(())
     }

@@ -1,92 +1,190 @@
-//! Containers.
+//! Containers: an image's root file system and a process, in a sandbox's guest.
+//!
+//! One [`Containers`] holds them all. The CRI's methods call it from their tasks; one task per
+//! container waits for its exit.
+//!
+//! ```text
+//!           create            start                  exit, or the machine ends
+//!  (making) ──────> CREATED ─────────> RUNNING ──────────────────────────────> EXITED ──> (removed)
+//!     │                │  start fails: 128, "StartError"                          ^   remove
+//!     │                └──────────────────────────────────────────────────────────┘
+//!     └──> undone: no trace
+//! ```
+//!
+//! The record on disk is written before what it says takes effect: `creating` before anything is
+//! made, `started` before the process is started, `removing` before anything is removed. The guest
+//! is what decides after a crash (`recover`). An exit is visible once the container's output is in
+//! its log and the exit in its record.
+//!
+//! Verbs that change one container hold its lock; stopping does not, because it waits. Log output
+//! never comes through here: the VMM writes it.
 
-use std::sync::Arc;
+mod attach;
+mod config;
+mod create;
+mod error;
+mod exec;
+mod exec_sync;
+mod log;
+mod record;
+mod recover;
+mod remove;
+mod signal;
+mod spec;
+mod start;
+mod state;
+mod stop;
+mod watch;
 
-use crate::id::{ContainerId, ExecId};
-use crate::vm::ProcessStream;
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// What can go wrong with a container.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ContainerError {
-    /// No such container.
-    #[error("container {0:?} does not exist")]
-    NotFound(String),
-}
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::config::{ContainerConfig, Resources};
+pub(crate) use self::error::ContainerError;
+pub(crate) use self::exec::{Exec, ExecProcess, ExecRequest};
+pub(crate) use self::exec_sync::ExecOutput;
+use self::record::ContainerPhase;
+pub(crate) use self::record::ContainerUser;
+pub(crate) use self::signal::Signal;
+pub(crate) use self::state::{ContainerExit, ContainerState};
+use crate::id::{ContainerId, SandboxId};
+use crate::image::ImageStore;
+use crate::record::Records;
+use crate::sandbox::Sandbox;
+use crate::table::{Names, Reservation, Table};
+
+/// Length of a disk's serial number (virtio 1.2 section 5.2.6.1).
+const SERIAL_LEN: usize = 20;
 
 /// Every container of this node.
 #[derive(Debug)]
-pub(crate) struct Containers {}
-
-/// A process to run in a container beside its own.
-#[derive(Debug, Clone)]
-pub(crate) struct ExecRequest {
-    /// The command and its arguments; not empty.
-    pub(crate) args: Vec<String>,
-    /// Give it a terminal.
-    pub(crate) terminal: bool,
-    /// Keep its standard input open for the stream.
-    pub(crate) stdin: bool,
+pub(crate) struct Containers {
+    images: ImageStore,
+    records: Records,
+    table: Table<Container>,
+    names: Names,
 }
 
-/// A process that runs in a container beside its own.
+/// One container.
 #[derive(Debug)]
-pub(crate) struct Exec {
-    /// Its streams; the one reader of its output.
-    pub(crate) stream: ProcessStream,
-    /// How to wait for it and end it.
-    pub(crate) process: ExecProcess,
+pub(crate) struct Container {
+    /// Its identifier.
+    pub(crate) id: ContainerId,
+    /// What was asked for.
+    pub(crate) config: ContainerConfig,
+    /// The sandbox that it is in.
+    pub(crate) sandbox: Arc<Sandbox>,
+    /// When, in nanoseconds since the epoch.
+    pub(crate) created_at_ns: i64,
+    /// Who its process runs as.
+    pub(crate) user: ContainerUser,
+    state: tokio::sync::watch::Sender<ContainerState>,
+    verbs: tokio::sync::Mutex<Removed>,
+    removed: CancellationToken,
+    name: Mutex<Option<Reservation>>,
 }
 
-/// The handle of an exec. Dropped before the process has exited, it kills the process.
-#[derive(Debug)]
-pub(crate) struct ExecProcess {
-    id: ExecId,
-}
+/// Whether the container is gone, and its record must not be written again.
+#[derive(Debug, Default)]
+struct Removed(bool);
 
 impl Containers {
+    /// No containers yet: [`recover`](Self::recover) finds those of an earlier daemon.
+    pub(crate) fn new(images: ImageStore, records: Records) -> Self {
+        Self {
+            images,
+            records,
+            table: Table::default(),
+            names: Names::default(),
+        }
+    }
+
     /// The container that an id, or a unique beginning of one, stands for.
     ///
     /// # Errors
     ///
-    /// [`ContainerError::NotFound`] when there is none, or more than one.
+    /// When none or several do.
+    pub(crate) fn find(&self, id: &str) -> Result<Arc<Container>, ContainerError> {
+        Ok(self.table.find(id)?)
+    }
+
+    /// The id that an id, or a unique beginning of one, stands for.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or more than one.
     pub(crate) fn resolve(&self, id: &str) -> Result<ContainerId, ContainerError> {
-        Err(ContainerError::NotFound(id.to_owned()))
+        Ok(self.find(id)?.id.clone())
     }
 
-    /// A copy of a running container's output from now on, and its standard input.
-    ///
-    /// # Errors
-    ///
-    /// When the container does not run or the agent refuses.
-    pub(crate) async fn attach(
-        self: &Arc<Self>,
-        id: &ContainerId,
-        _stdin: bool,
-    ) -> Result<ProcessStream, ContainerError> {
-        Err(ContainerError::NotFound(id.to_string()))
+    /// Every container, by id.
+    pub(crate) fn list(&self) -> Vec<Arc<Container>> {
+        self.table.list()
     }
 
-    /// Starts a process in a running container.
-    ///
-    /// # Errors
-    ///
-    /// When the container does not run or the command cannot be started.
-    pub(crate) async fn exec(
-        self: &Arc<Self>,
-        id: &ContainerId,
-        _request: ExecRequest,
-    ) -> Result<Exec, ContainerError> {
-        Err(ContainerError::NotFound(id.to_string()))
+    /// The containers of a sandbox.
+    pub(crate) fn of_sandbox(&self, id: &SandboxId) -> Vec<Arc<Container>> {
+        let mut containers = self.list();
+        containers.retain(|container| container.sandbox.id == *id);
+        containers
+    }
+
+    /// Makes a container known and follows its process.
+    fn add(self: &Arc<Self>, container: Arc<Container>) {
+        self.table
+            .insert(container.id.as_str(), Arc::clone(&container));
+        self.watch(container);
+    }
+
+    /// Writes the container's record as it is.
+    async fn save(
+        &self,
+        container: &Container,
+        phase: ContainerPhase,
+    ) -> Result<(), ContainerError> {
+        let record = container.to_record(phase);
+        Ok(self
+            .records
+            .save_container(&container.sandbox.id, &container.id, &record)
+            .await?)
     }
 }
 
-impl ExecProcess {
-    /// Waits until the process has exited, forgets it and returns its exit code, 0 to 255.
-    ///
-    /// # Errors
-    ///
-    /// When the machine ends first.
-    pub(crate) async fn wait(self) -> Result<i32, ContainerError> {
-        Err(ContainerError::NotFound(self.id.to_string()))
+impl Container {
+    /// Where it is in its life.
+    pub(crate) fn state(&self) -> ContainerState {
+        self.state.borrow().clone()
     }
+
+    /// Serial number of its root disk.
+    fn serial(&self) -> &str {
+        serial(&self.id)
+    }
+
+    fn release_name(&self) {
+        self.name
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+    }
+
+    fn wrong_state(&self, verb: &'static str) -> ContainerError {
+        ContainerError::State {
+            id: self.id.to_string(),
+            state: self.state().name(),
+            verb,
+        }
+    }
+}
+
+/// Serial number of a container's root disk: 80 bits of its id, more than two containers of one
+/// sandbox will ever share.
+fn serial(id: &ContainerId) -> &str {
+    id.as_str().get(..SERIAL_LEN).unwrap_or_default()
+}
+
+/// What no two containers of a sandbox may have in common.
+fn full_name(sandbox: &SandboxId, config: &ContainerConfig) -> String {
+    format!("{}_{}_{sandbox}", config.name, config.attempt)
 }

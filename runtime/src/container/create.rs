@@ -1,0 +1,247 @@
+//! From a request to a container whose process waits to be started.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use isopod_proto::agent::{CreateContainerRequest, RootFs};
+use isopod_proto::cri;
+use isopod_proto::vmm::{Disk, Extent};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use super::config::ContainerConfig;
+use super::record::{ContainerPhase, ContainerUser};
+use super::spec::{PidMode, Plan};
+use super::{Container, ContainerError, ContainerState, Containers, Removed, full_name, log};
+use crate::clock;
+use crate::id::ContainerId;
+use crate::image::{Image, ImageDisk};
+use crate::sandbox::{Sandbox, Undo};
+use crate::vm::Vm;
+
+/// What is known before anything is made.
+struct Order {
+    id: ContainerId,
+    config: ContainerConfig,
+    plan: Plan,
+    target: Option<ContainerId>,
+}
+
+impl Containers {
+    /// Makes a container in `sandbox`. It is there and recorded when this returns, or there is no
+    /// trace of it.
+    ///
+    /// # Errors
+    ///
+    /// When the request asks for something impossible, the image is not there, the name is taken,
+    /// a step fails, or `cancel` says that nobody waits for it any more.
+    #[tracing::instrument(skip_all, fields(sandbox_id = %sandbox.id, container_id))]
+    pub(crate) async fn create(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        request: &cri::ContainerConfig,
+        cancel: &CancellationToken,
+    ) -> Result<ContainerId, ContainerError> {
+        let admission = sandbox.admit().await?;
+        let order = self.order(sandbox, request)?;
+        let id = order.id.clone();
+        tracing::Span::current().record("container_id", id.as_str());
+        let name = self
+            .names
+            .reserve(full_name(&sandbox.id, &order.config), id.as_str())?;
+        let mut undo = Undo::default();
+        let made = self.make(sandbox, &admission.vm, order, &mut undo).await;
+        let made = match made {
+            Ok(_) if cancel.is_cancelled() => Err(ContainerError::Cancelled),
+            made => made,
+        };
+        match made {
+            Ok(container) => {
+                let held = container.name.lock();
+                *held.unwrap_or_else(std::sync::PoisonError::into_inner) = Some(name);
+                self.add(container);
+                Ok(id)
+            }
+            Err(error) => {
+                undo.unwind().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Checks everything that can be checked before anything is made.
+    fn order(
+        &self,
+        sandbox: &Sandbox,
+        request: &cri::ContainerConfig,
+    ) -> Result<Order, ContainerError> {
+        let wanted = request
+            .image
+            .as_ref()
+            .map(|image| image.image.as_str())
+            .unwrap_or_default();
+        let image: Image = self
+            .images
+            .find(wanted)
+            .ok_or_else(|| ContainerError::NoImage(wanted.to_owned()))?;
+        let config = ContainerConfig::check(request, &image)?;
+        let plan = Plan::new(request, &image, &sandbox.config)?;
+        let target = match &plan.pids {
+            PidMode::Pod | PidMode::Container => None,
+            PidMode::Target(id) => Some(self.target(sandbox, id)?),
+        };
+        let id = ContainerId::random().map_err(ContainerError::io("reading", "/dev/urandom"))?;
+        Ok(Order {
+            id,
+            config,
+            plan,
+            target,
+        })
+    }
+
+    fn target(&self, sandbox: &Sandbox, id: &str) -> Result<ContainerId, ContainerError> {
+        let target = self.find(id)?;
+        if target.sandbox.id != sandbox.id {
+            let field = "config.linux.security_context.namespace_options.target_id";
+            let reason = "names a container of another sandbox";
+            return Err(crate::field::FieldError::new(field, reason).into());
+        }
+        if !matches!(target.state(), ContainerState::Running { .. }) {
+            return Err(target.wrong_state("joined"));
+        }
+        Ok(target.id.clone())
+    }
+
+    async fn make(
+        &self,
+        sandbox: &Arc<Sandbox>,
+        vm: &Arc<Vm>,
+        order: Order,
+        undo: &mut Undo,
+    ) -> Result<Arc<Container>, ContainerError> {
+        let Order {
+            id,
+            config,
+            plan,
+            target,
+        } = order;
+        let mut container = Container {
+            id,
+            config,
+            sandbox: Arc::clone(sandbox),
+            created_at_ns: clock::now_ns(),
+            user: ContainerUser::default(),
+            state: tokio::sync::watch::Sender::new(ContainerState::Created),
+            verbs: tokio::sync::Mutex::new(Removed::default()),
+            removed: CancellationToken::new(),
+            name: std::sync::Mutex::default(),
+        };
+        let (records, sandbox_id) = (self.records.clone(), sandbox.id.clone());
+        let id = container.id.clone();
+        undo.push("remove the record", move || async move {
+            records.forget_container(&sandbox_id, &id).await
+        });
+        self.save(&container, ContainerPhase::Creating).await?;
+        self.add_disk(&container, vm, undo).await?;
+        container.user = create_in_guest(&container, vm, plan, target, undo).await?;
+        open_log(&container, vm, undo).await?;
+        self.save(&container, ContainerPhase::Created).await?;
+        Ok(Arc::new(container))
+    }
+
+    /// Puts the image's disk on the guest's bus.
+    #[tracing::instrument(level = "debug", skip_all)]
+    async fn add_disk(
+        &self,
+        container: &Container,
+        vm: &Arc<Vm>,
+        undo: &mut Undo,
+    ) -> Result<(), ContainerError> {
+        let (images, image_id) = (self.images.clone(), container.config.image_id.clone());
+        let opened = tokio::task::spawn_blocking(move || images.disk(&image_id)).await;
+        let opened = opened.map_err(|error| {
+            ContainerError::io("opening", "the image's disk")(std::io::Error::other(error))
+        })?;
+        let (disk, files) = describe(container.serial(), opened?);
+        vm.send(files).await?;
+        let (at, serial) = (Arc::clone(vm), container.serial().to_owned());
+        undo.push("remove the disk", move || async move {
+            at.remove_disk(&serial).await
+        });
+        Ok(vm.add_disk(disk).await?)
+    }
+}
+
+/// The disk for the VMM, and the files that it is made of, each under its name.
+fn describe(serial: &str, image: ImageDisk) -> (Disk, Vec<(String, OwnedFd)>) {
+    let mut files = Vec::with_capacity(image.extents.len());
+    let mut extents = Vec::with_capacity(image.extents.len());
+    for (number, extent) in image.extents.into_iter().enumerate() {
+        let name = format!("{serial}.{number}");
+        extents.push(Extent {
+            descriptor: name.clone(),
+            offset: extent.offset,
+            length: extent.length,
+            ..Default::default()
+        });
+        files.push((name, extent.file.into()));
+    }
+    let disk = Disk {
+        serial: serial.to_owned(),
+        read_only: true,
+        extents,
+        ..Default::default()
+    };
+    (disk, files)
+}
+
+async fn create_in_guest(
+    container: &Container,
+    vm: &Arc<Vm>,
+    plan: Plan,
+    target: Option<ContainerId>,
+    undo: &mut Undo,
+) -> Result<ContainerUser, ContainerError> {
+    let (at, id) = (Arc::clone(vm), container.id.clone());
+    undo.push("delete it in the guest", move || async move {
+        at.delete_container(&id).await
+    });
+    let request = CreateContainerRequest {
+        container_id: container.id.to_string(),
+        spec: plan.spec,
+        rootfs: Some(RootFs {
+            disk_serial: container.serial().to_owned(),
+            read_only: plan.read_only,
+            ..Default::default()
+        })
+        .into(),
+        user: Some(plan.user).into(),
+        stdin: container.config.stdin,
+        stdin_once: container.config.stdin_once,
+        sandbox_pid_namespace: plan.pids == PidMode::Pod,
+        target_container_id: target.map(String::from).unwrap_or_default(),
+        ..Default::default()
+    };
+    let span = tracing::debug_span!("create_in_guest");
+    let answer = vm.create_container(&request).instrument(span).await?;
+    Ok(ContainerUser {
+        uid: answer.uid,
+        gid: answer.gid,
+        groups: answer.supplemental_groups,
+    })
+}
+
+/// Lets the VMM read the container's output from its first byte on.
+async fn open_log(
+    container: &Container,
+    vm: &Arc<Vm>,
+    undo: &mut Undo,
+) -> Result<(), ContainerError> {
+    let descriptor = log::send(container, vm).await?;
+    let (at, id) = (Arc::clone(vm), container.id.clone());
+    undo.push(
+        "close the log",
+        move || async move { at.close_log(&id).await },
+    );
+    Ok(vm.open_log(&container.id, &descriptor).await?)
+}

@@ -1,0 +1,113 @@
+//! A command in a container, from its start to its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::exec::{Exec, ExecRequest};
+use super::{Container, ContainerError, Containers};
+use crate::vm::{Output, ProcessOutput};
+
+/// Most bytes of each stream that are returned; the rest is read and thrown away, as in containerd.
+const OUTPUT_MAX: usize = 16 << 20;
+
+/// How long output may go on after the command has exited: a process that it left in the
+/// background may hold the pipe for ever.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+
+/// What a command did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ExecOutput {
+    /// What it wrote to standard output, at most 16 MiB.
+    pub(crate) stdout: Vec<u8>,
+    /// What it wrote to standard error, at most 16 MiB.
+    pub(crate) stderr: Vec<u8>,
+    /// 0 to 255.
+    pub(crate) exit_code: i32,
+}
+
+impl Containers {
+    /// Runs a command in a running container and returns what it wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`ContainerError::ExecTimeout`] when it takes longer than `limit`; it has been killed then.
+    #[tracing::instrument(skip_all, fields(container_id = %container.id))]
+    pub(crate) async fn exec_sync(
+        self: &Arc<Self>,
+        container: &Container,
+        args: Vec<String>,
+        limit: Option<Duration>,
+    ) -> Result<ExecOutput, ContainerError> {
+        let run = async {
+            let request = ExecRequest {
+                args,
+                terminal: false,
+                stdin: false,
+            };
+            let Exec { stream, process } = self.exec(&container.id, request).await?;
+            let (output, _input) = stream.split();
+            let mut collected = ExecOutput::default();
+            let exit_code = {
+                let reading = collect(output, &mut collected);
+                tokio::pin!(reading);
+                let waiting = process.wait();
+                tokio::pin!(waiting);
+                tokio::select! {
+                    read = &mut reading => {
+                        read?;
+                        waiting.await?
+                    }
+                    exit_code = &mut waiting => {
+                        if let Ok(read) = tokio::time::timeout(DRAIN_LIMIT, reading).await {
+                            read?;
+                        }
+                        exit_code?
+                    }
+                }
+            };
+            collected.exit_code = exit_code;
+            Ok(collected)
+        };
+        match limit {
+            None => run.await,
+            Some(limit) => tokio::time::timeout(limit, run)
+                .await
+                .unwrap_or(Err(ContainerError::ExecTimeout(limit))),
+        }
+    }
+}
+
+async fn collect(
+    mut output: ProcessOutput,
+    collected: &mut ExecOutput,
+) -> Result<(), ContainerError> {
+    while let Some(piece) = output.next().await? {
+        match piece {
+            Output::Stdout(bytes) => keep(&mut collected.stdout, &bytes),
+            Output::Stderr(bytes) => keep(&mut collected.stderr, &bytes),
+        }
+    }
+    Ok(())
+}
+
+fn keep(kept: &mut Vec<u8>, bytes: &Bytes) {
+    let room = OUTPUT_MAX - kept.len();
+    kept.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_over_the_limit_is_cut_at_the_limit() {
+        let mut kept = vec![0; OUTPUT_MAX - 3];
+        keep(&mut kept, &Bytes::from_static(b"ab"));
+        keep(&mut kept, &Bytes::from_static(b"cd"));
+        keep(&mut kept, &Bytes::from_static(b"ef"));
+        assert_eq!(kept.len(), OUTPUT_MAX);
+        assert!(kept.ends_with(b"abc"));
+    }
+}

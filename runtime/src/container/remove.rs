@@ -1,0 +1,54 @@
+//! Makes a container disappear.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::record::ContainerPhase;
+use super::{Container, ContainerError, ContainerState, Containers};
+use crate::vm::{Vm, VmError};
+
+impl Containers {
+    /// Removes a container, from the guest too. One that runs is killed first, as in containerd.
+    /// Idempotent.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be killed, or the guest does not let it go; the container is then still
+    /// known, and removing it again may do better.
+    #[tracing::instrument(skip_all, fields(container_id = %container.id))]
+    pub(crate) async fn remove(&self, container: &Arc<Container>) -> Result<(), ContainerError> {
+        let mut removed = loop {
+            self.stop(container, Duration::ZERO).await?;
+            let removed = container.verbs.lock().await;
+            // A start may have come in between.
+            if !matches!(container.state(), ContainerState::Running { .. }) {
+                break removed;
+            }
+        };
+        if removed.0 {
+            return Ok(());
+        }
+        self.save(container, ContainerPhase::Removing).await?;
+        if let Ok(vm) = container.sandbox.running_vm() {
+            match remove_from_guest(container, &vm).await {
+                // With the machine went everything that was in it.
+                Ok(()) | Err(VmError::Ended(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.records
+            .forget_container(&container.sandbox.id, &container.id)
+            .await?;
+        removed.0 = true;
+        container.removed.cancel();
+        self.table.remove(container.id.as_str());
+        container.release_name();
+        Ok(())
+    }
+}
+
+async fn remove_from_guest(container: &Container, vm: &Vm) -> Result<(), VmError> {
+    vm.delete_container(&container.id).await?;
+    vm.close_log(&container.id).await?;
+    vm.remove_disk(container.serial()).await
+}

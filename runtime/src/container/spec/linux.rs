@@ -1,0 +1,183 @@
+//! The spec's `linux` section: namespaces, limits, devices, and what is hidden of /proc and /sys.
+
+use isopod_proto::cri;
+use serde_json::{Map, Value, json};
+
+use super::seccomp;
+use crate::field::FieldError;
+
+/// Hidden when the caller gives no list of its own, as in containerd.
+const MASKED: [&str; 11] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+
+/// Not to be written when the caller gives no list of its own.
+const READ_ONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+/// Weight of a cgroup v1 CPU share: the range that the kernel had.
+const CPU_SHARES: std::ops::RangeInclusive<i64> = 2..=262_144;
+
+pub(super) fn linux(
+    security: &cri::LinuxContainerSecurityContext,
+    resources: &cri::LinuxContainerResources,
+    own_ipc: bool,
+    own_pids: bool,
+) -> Result<Value, FieldError> {
+    let mut linux = json!({
+        "namespaces": namespaces(security.privileged, own_ipc, own_pids),
+        "resources": limits(resources, security.privileged)?,
+        "rootfsPropagation": "private",
+    });
+    if !security.privileged {
+        linux["maskedPaths"] = paths("masked_paths", &security.masked_paths, &MASKED)?;
+        linux["readonlyPaths"] = paths("readonly_paths", &security.readonly_paths, &READ_ONLY)?;
+    }
+    if let Some(filter) = seccomp::filter(security)? {
+        linux["seccomp"] = filter;
+    }
+    Ok(linux)
+}
+
+fn namespaces(privileged: bool, own_ipc: bool, own_pids: bool) -> Value {
+    let wanted = [
+        ("mount", true),
+        ("cgroup", !privileged),
+        ("ipc", own_ipc),
+        ("pid", own_pids),
+    ];
+    let wanted = wanted.into_iter().filter(|(_, wanted)| *wanted);
+    wanted.map(|(name, _)| json!({ "type": name })).collect()
+}
+
+fn paths(field: &str, asked: &[String], default: &[&str]) -> Result<Value, FieldError> {
+    if let Some(wrong) = asked
+        .iter()
+        .find(|path| !path.starts_with('/') || path.contains('\0'))
+    {
+        return Err(FieldError::new(
+            format!("config.linux.security_context.{field}"),
+            format!("names {wrong:?}, which is not an absolute path"),
+        ));
+    }
+    Ok(if asked.is_empty() {
+        json!(default)
+    } else {
+        json!(asked)
+    })
+}
+
+/// 0 means no limit, everywhere.
+fn limits(resources: &cri::LinuxContainerResources, privileged: bool) -> Result<Value, FieldError> {
+    let mut limits = Map::new();
+    limits.insert("devices".into(), devices(privileged));
+    let mut cpu = Map::new();
+    if resources.cpu_shares > 0 {
+        let shares = resources
+            .cpu_shares
+            .clamp(*CPU_SHARES.start(), *CPU_SHARES.end());
+        cpu.insert("shares".into(), shares.into());
+    }
+    if resources.cpu_quota != 0 {
+        cpu.insert("quota".into(), resources.cpu_quota.into());
+    }
+    if resources.cpu_period > 0 {
+        cpu.insert("period".into(), resources.cpu_period.into());
+    }
+    for (key, list) in [
+        ("cpus", &resources.cpuset_cpus),
+        ("mems", &resources.cpuset_mems),
+    ] {
+        if !list.is_empty() {
+            check_cpuset(key, list)?;
+            cpu.insert(key.into(), list.as_str().into());
+        }
+    }
+    if !cpu.is_empty() {
+        limits.insert("cpu".into(), cpu.into());
+    }
+    let memory = resources.memory_limit_in_bytes;
+    if memory < 0 {
+        let reason = "is negative";
+        return Err(FieldError::new(
+            "config.linux.resources.memory_limit_in_bytes",
+            reason,
+        ));
+    }
+    if memory > 0 {
+        limits.insert("memory".into(), json!({ "limit": memory }));
+    }
+    if !resources.unified.is_empty() {
+        if let Some(wrong) = resources.unified.keys().find(|name| !is_cgroup_file(name)) {
+            let reason = format!("names {wrong:?}, which is no file of cgroup v2");
+            return Err(FieldError::new("config.linux.resources.unified", reason));
+        }
+        limits.insert("unified".into(), json!(resources.unified));
+    }
+    Ok(limits.into())
+}
+
+fn check_cpuset(key: &str, list: &str) -> Result<(), FieldError> {
+    if list
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b',' || byte == b'-')
+    {
+        return Ok(());
+    }
+    let field = format!("config.linux.resources.cpuset_{key}");
+    Err(FieldError::new(
+        field,
+        "is not a list of numbers and ranges",
+    ))
+}
+
+/// `controller.file`: the agent writes to it as root, so it must not lead anywhere else.
+fn is_cgroup_file(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || matches!(byte, b'.' | b'_');
+    name.contains('.') && !name.starts_with("cgroup.") && name.bytes().all(allowed)
+}
+
+/// Which devices a container may use, whatever nodes it makes.
+fn devices(privileged: bool) -> Value {
+    if privileged {
+        return json!([{ "allow": true, "access": "rwm" }]);
+    }
+    let allow = |major: i64, minor: Option<i64>| {
+        let mut rule = json!({ "allow": true, "type": "c", "major": major, "access": "rwm" });
+        if let Some(minor) = minor {
+            rule["minor"] = minor.into();
+        }
+        rule
+    };
+    json!([
+        { "allow": false, "access": "rwm" },
+        // Nodes may be made, and not opened.
+        { "allow": true, "type": "c", "access": "m" },
+        { "allow": true, "type": "b", "access": "m" },
+        // null, zero, full, random, urandom, tty, console, ptmx, and the pseudo terminals.
+        allow(1, Some(3)),
+        allow(1, Some(5)),
+        allow(1, Some(7)),
+        allow(1, Some(8)),
+        allow(1, Some(9)),
+        allow(5, Some(0)),
+        allow(5, Some(1)),
+        allow(5, Some(2)),
+        allow(136, None),
+    ])
+}

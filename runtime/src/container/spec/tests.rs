@@ -1,0 +1,223 @@
+use super::*;
+use crate::config::VmConfig;
+use crate::container::config::tests::{image, request};
+use serde_json::Value;
+
+fn pod() -> PodConfig {
+    let config = cri::PodSandboxConfig {
+        metadata: Some(cri::PodSandboxMetadata {
+            name: "p".into(),
+            ..Default::default()
+        }),
+        hostname: "pod-1".into(),
+        ..Default::default()
+    };
+    PodConfig::check(config, &VmConfig::default()).unwrap()
+}
+
+fn plan(config: &cri::ContainerConfig, of_image: &str) -> Result<(Plan, Value), FieldError> {
+    let plan = Plan::new(config, &image(of_image), &pod())?;
+    let spec = serde_json::from_slice(&plan.spec).unwrap();
+    Ok((plan, spec))
+}
+
+fn with_security(security: cri::LinuxContainerSecurityContext) -> cri::ContainerConfig {
+    let linux = cri::LinuxContainerConfig {
+        security_context: Some(security),
+        ..Default::default()
+    };
+    cri::ContainerConfig {
+        command: vec!["sh".into()],
+        linux: Some(linux),
+        ..request()
+    }
+}
+
+#[test]
+fn spec_of_a_plain_container_is_the_golden_one() {
+    let mut config = request();
+    config.args = vec!["-c".into(), "true".into()];
+    config.envs = vec![cri::KeyValue {
+        key: "A".into(),
+        value: b"2".to_vec(),
+    }];
+    let of_image = r#"{"Entrypoint":["sh"],"Cmd":["ignored"],"Env":["A=1","B=1"],"User":"www"}"#;
+    let (plan, mut spec) = plan(&config, of_image).unwrap();
+    // The filter has tests of its own.
+    assert!(
+        spec["linux"]
+            .as_object_mut()
+            .unwrap()
+            .remove("seccomp")
+            .is_some()
+    );
+    let golden: Value = serde_json::from_str(include_str!("golden.json")).unwrap();
+    let text = serde_json::to_string_pretty(&spec).unwrap();
+    assert!(
+        spec == golden,
+        "the spec has changed; if that was meant, golden.json becomes\n{text}"
+    );
+    assert_eq!(plan.user.name, "www");
+    assert_eq!(plan.pids, PidMode::Pod);
+}
+
+#[test]
+fn every_spec_is_one_that_the_guest_reads() {
+    for privileged in [false, true] {
+        let mut pod = pod();
+        pod.privileged = true;
+        let config = with_security(cri::LinuxContainerSecurityContext {
+            privileged,
+            no_new_privs: true,
+            readonly_rootfs: true,
+            ..Default::default()
+        });
+        let plan = Plan::new(&config, &image("{}"), &pod).unwrap();
+        let spec: oci_spec::runtime::Spec = serde_json::from_slice(&plan.spec).unwrap();
+        assert_eq!(
+            spec.linux().as_ref().unwrap().seccomp().is_none(),
+            privileged
+        );
+        assert!(plan.read_only);
+    }
+}
+
+#[test]
+fn command_replaces_the_images_entry_point_and_command() {
+    let args = |command: &[&str], args: &[&str]| {
+        let owned = |list: &[&str]| list.iter().map(|item| (*item).to_owned()).collect();
+        let config = cri::ContainerConfig {
+            command: owned(command),
+            args: owned(args),
+            ..request()
+        };
+        let (_, spec) = plan(&config, r#"{"Entrypoint":["e"],"Cmd":["c"]}"#).unwrap();
+        spec["process"]["args"].clone()
+    };
+    assert_eq!(args(&[], &[]), json!(["e", "c"]));
+    assert_eq!(args(&[], &["a"]), json!(["e", "a"]));
+    assert_eq!(args(&["x"], &[]), json!(["x"]));
+    assert_eq!(args(&["x"], &["a"]), json!(["x", "a"]));
+    assert_eq!(plan(&request(), "{}").unwrap_err().field, "config.command");
+}
+
+#[test]
+fn user_is_the_requests_then_the_images() {
+    let name = |security: cri::LinuxContainerSecurityContext| {
+        plan(&with_security(security), r#"{"User":"www:web"}"#).map(|(plan, _)| plan.user.name)
+    };
+    let number = |value| Some(cri::Int64Value { value });
+    let none = cri::LinuxContainerSecurityContext::default();
+    assert_eq!(name(none.clone()).unwrap(), "www:web");
+    let user = cri::LinuxContainerSecurityContext {
+        run_as_user: number(7),
+        ..none.clone()
+    };
+    assert_eq!(name(user.clone()).unwrap(), "7");
+    let group = cri::LinuxContainerSecurityContext {
+        run_as_group: number(8),
+        ..user
+    };
+    assert_eq!(name(group).unwrap(), "7:8");
+    let alone = cri::LinuxContainerSecurityContext {
+        run_as_group: number(8),
+        ..none.clone()
+    };
+    assert!(name(alone).unwrap_err().field.ends_with("run_as_group"));
+    let negative = cri::LinuxContainerSecurityContext {
+        run_as_user: number(-1),
+        ..none
+    };
+    assert!(name(negative).unwrap_err().field.ends_with("run_as_user"));
+}
+
+#[test]
+fn pid_mode_follows_the_request() {
+    let pids = |mode: cri::NamespaceMode, target: &str| {
+        let options = cri::NamespaceOption {
+            pid: mode.into(),
+            target_id: target.into(),
+            ..Default::default()
+        };
+        let security = cri::LinuxContainerSecurityContext {
+            namespace_options: Some(options),
+            ..Default::default()
+        };
+        plan(&with_security(security), "{}").map(|(plan, spec)| (plan.pids, spec))
+    };
+    let has_pid = |spec: &Value| {
+        spec["linux"]["namespaces"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|n| n["type"] == "pid")
+    };
+    let (mode, spec) = pids(cri::NamespaceMode::Pod, "").unwrap();
+    assert!(mode == PidMode::Pod && !has_pid(&spec));
+    let (mode, spec) = pids(cri::NamespaceMode::Container, "").unwrap();
+    assert!(mode == PidMode::Container && has_pid(&spec));
+    let (mode, spec) = pids(cri::NamespaceMode::Target, "abc").unwrap();
+    assert!(mode == PidMode::Target("abc".into()) && !has_pid(&spec));
+    assert!(
+        pids(cri::NamespaceMode::Target, "")
+            .unwrap_err()
+            .field
+            .ends_with("target_id")
+    );
+    assert!(
+        pids(cri::NamespaceMode::Node, "")
+            .unwrap_err()
+            .field
+            .ends_with(".pid")
+    );
+}
+
+#[test]
+fn privileged_container_needs_a_privileged_pod() {
+    let security = cri::LinuxContainerSecurityContext {
+        privileged: true,
+        ..Default::default()
+    };
+    let error = plan(&with_security(security), "{}").unwrap_err();
+    assert!(error.field.ends_with("privileged"));
+}
+
+#[test]
+fn limits_reach_the_spec_and_wrong_ones_are_refused() {
+    let limits = |change: fn(&mut cri::LinuxContainerResources)| {
+        let mut resources = cri::LinuxContainerResources::default();
+        change(&mut resources);
+        let linux = cri::LinuxContainerConfig {
+            resources: Some(resources),
+            ..Default::default()
+        };
+        let config = cri::ContainerConfig {
+            command: vec!["x".into()],
+            linux: Some(linux),
+            ..request()
+        };
+        plan(&config, "{}").map(|(_, spec)| spec)
+    };
+    let spec = limits(|resources| {
+        resources.cpu_shares = 512;
+        resources.cpu_quota = 50_000;
+        resources.cpu_period = 100_000;
+        resources.cpuset_cpus = "0-1".into();
+        resources.memory_limit_in_bytes = 1 << 26;
+        resources.oom_score_adj = 900;
+        resources.unified = [("memory.high".to_owned(), "1000000".to_owned())].into();
+    })
+    .unwrap();
+    let made = &spec["linux"]["resources"];
+    let cpu = json!({ "shares": 512, "quota": 50_000, "period": 100_000, "cpus": "0-1" });
+    assert_eq!(made["cpu"], cpu);
+    assert_eq!(made["memory"], json!({ "limit": 1 << 26 }));
+    assert_eq!(made["unified"], json!({ "memory.high": "1000000" }));
+    assert_eq!(spec["process"]["oomScoreAdj"], 900);
+
+    let field = |change| limits(change).unwrap_err().field;
+    assert!(field(|r| r.unified = [("../x.y".into(), String::new())].into()).ends_with("unified"));
+    assert!(field(|r| r.cpuset_cpus = "0;1".into()).ends_with("cpuset_cpus"));
+    assert!(field(|r| r.oom_score_adj = 1001).ends_with("oom_score_adj"));
+    assert!(field(|r| r.memory_limit_in_bytes = -1).ends_with("memory_limit_in_bytes"));
+}

@@ -1,6 +1,7 @@
 //! The CRI server: every gRPC method in a file named after it.
 
 pub(crate) mod image;
+mod status;
 
 use crate::config::Config;
 

@@ -117,7 +117,7 @@ pub(crate) enum ImageError {
 }
 
 /// An error and its causes in one line, for where they become somebody else's reason.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

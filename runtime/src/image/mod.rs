@@ -44,7 +44,7 @@ use std::fmt;
 use std::fs::File;
 use std::sync::Arc;
 
-pub(crate) use self::error::ImageError;
+pub(crate) use self::error::{ImageError, chain};
 pub(crate) use self::store::ImageStore;
 
 /// A part of a file, and with its fellows a disk.

@@ -127,7 +127,7 @@ fn a_hundred_megabytes_go_both_ways_at_once() {
     let mut guest = Guest::new();
     let (stream, mut socket) = guest.open(1);
     let write = writer(stream.try_clone().unwrap(), 22, MUCH);
-    let read = reader(stream, 11, MUCH, Duration::ZERO);
+    let read = reader(stream.try_clone().unwrap(), 11, MUCH, Duration::ZERO);
     both_ways(&mut guest, &mut socket, MUCH);
     write.join().unwrap();
     read.join().unwrap();
@@ -140,7 +140,8 @@ fn a_slow_program_gets_every_byte() {
     let (stream, mut socket) = guest.open(1);
     let total = 8 << 20;
     let write = writer(stream.try_clone().unwrap(), 22, total);
-    let read = reader(stream, 11, total, Duration::from_millis(2));
+    let pause = Duration::from_millis(2);
+    let read = reader(stream.try_clone().unwrap(), 11, total, pause);
     both_ways(&mut guest, &mut socket, total);
     write.join().unwrap();
     read.join().unwrap();

@@ -378,6 +378,8 @@ impl VirtioPci {
     pub(crate) fn retire(&mut self) {
         self.interrupt.silence();
         self.stop();
+        // The driver's life is over: what the guest sent goes to where it was sent now.
+        self.device.reset();
         self.phase = Phase::Retired;
     }
 

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use crate::config::{self, Config};
+use crate::cri;
 use crate::logging;
 
 /// What `isopod serve` takes.
@@ -32,13 +33,6 @@ pub(crate) fn execute(
         .enable_all()
         .build()
         .context("starting the asynchronous runtime")?
-        .block_on(serve(config))?;
+        .block_on(cri::serve(config))?;
     Ok(ExitCode::SUCCESS)
-}
-
-async fn serve(config: Config) -> Result<()> {
-    anyhow::bail!(
-        "no CRI server in this build (socket {})",
-        config.socket.display()
-    )
 }

@@ -1,30 +1,50 @@
 //! The CRI server: every gRPC method in a file named after it.
+//!
+//! [`serve`] opens the records and the images, finds the pods of an earlier daemon again, and
+//! listens. A method looks up, says what its idempotence rule is and where it comes from, and
+//! delegates; tasks, spans, logging (`call`) and codes (`error`) are the same for all of them.
+//!
+//! ```text
+//! kubelet, crictl ── gRPC ──> service ──> one file per method ──> sandbox | container | streaming
+//!                               └──> image
+//! ```
 
+mod call;
+mod container_status;
+mod create_container;
+mod error;
+mod exec_sync;
+mod handler;
 pub(crate) mod image;
+mod labels;
+mod list_containers;
+mod list_pod_sandbox;
+mod notify;
+mod pod_sandbox_status;
+mod remove_container;
+mod remove_pod_sandbox;
+mod reopen_container_log;
+mod run_pod_sandbox;
+mod runtime_config;
+mod serve;
+mod service;
+mod start_container;
 mod status;
+mod stop_container;
+mod stop_pod_sandbox;
+mod version;
 
+use std::sync::Arc;
+
+pub(crate) use self::serve::{ServeError, serve};
 use crate::config::Config;
+use crate::container::Containers;
+use crate::sandbox::Sandboxes;
 
-/// The server could not start, or stopped.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ServeError {
-    /// The socket could not be listened on.
-    #[error("listening on {path}")]
-    Listen {
-        /// The CRI socket.
-        path: std::path::PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-/// Serves the CRI until SIGTERM or SIGINT. Pods keep running when it returns.
-///
-/// # Errors
-///
-/// [`ServeError`] when the folders, the records or the socket cannot be opened.
-pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
-    drop(config);
-    Ok(())
+/// What the methods work on. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Cri {
+    config: Arc<Config>,
+    sandboxes: Arc<Sandboxes>,
+    containers: Arc<Containers>,
 }

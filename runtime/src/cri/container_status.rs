@@ -1,0 +1,102 @@
+//! `ContainerStatus`: everything about one container.
+
+use std::collections::HashMap;
+
+use isopod_proto::cri;
+use isopod_proto::cri::{ContainerStatusRequest, ContainerStatusResponse};
+use serde_json::json;
+
+use super::Cri;
+use super::error::CriError;
+use crate::container::{Container, ContainerExit, ContainerState};
+
+pub(super) fn container_status(
+    cri: &Cri,
+    request: &ContainerStatusRequest,
+) -> Result<ContainerStatusResponse, CriError> {
+    let container = cri.containers.find(&request.container_id)?;
+    let info = match request.verbose {
+        true => HashMap::from([("info".to_owned(), info(&container))]),
+        false => HashMap::new(),
+    };
+    Ok(ContainerStatusResponse {
+        status: Some(status(&container)),
+        info,
+    })
+}
+
+pub(super) fn metadata(container: &Container) -> cri::ContainerMetadata {
+    let config = &container.config;
+    cri::ContainerMetadata {
+        name: config.name.clone(),
+        attempt: config.attempt,
+    }
+}
+
+pub(super) fn image(container: &Container) -> cri::ImageSpec {
+    let config = &container.config;
+    cri::ImageSpec {
+        image: config.image.clone(),
+        user_specified_image: config.user_specified_image.clone(),
+        ..Default::default()
+    }
+}
+
+pub(super) fn status(container: &Container) -> cri::ContainerStatus {
+    let config = &container.config;
+    let state = container.state();
+    let user = &container.user;
+    let mut status = cri::ContainerStatus {
+        id: container.id.to_string(),
+        metadata: Some(metadata(container)),
+        state: state.to_cri().into(),
+        created_at: container.created_at_ns,
+        image: Some(image(container)),
+        image_ref: config.image_ref.clone(),
+        image_id: config.image_id.clone(),
+        labels: config.labels.clone().into_iter().collect(),
+        annotations: config.annotations.clone().into_iter().collect(),
+        log_path: container
+            .log_file()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
+        resources: Some(cri::ContainerResources {
+            linux: Some(config.resources.to_cri()),
+            windows: None,
+        }),
+        user: Some(cri::ContainerUser {
+            linux: Some(cri::LinuxContainerUser {
+                uid: user.uid.into(),
+                gid: user.gid.into(),
+                supplemental_groups: user.groups.iter().map(|group| (*group).into()).collect(),
+            }),
+        }),
+        stop_signal: config.stop_signal.to_cri().into(),
+        ..Default::default()
+    };
+    match state {
+        ContainerState::Created => {}
+        ContainerState::Running { started_at_ns } => status.started_at = started_at_ns,
+        ContainerState::Exited(exit) => add_exit(&mut status, exit),
+    }
+    status
+}
+
+fn add_exit(status: &mut cri::ContainerStatus, exit: ContainerExit) {
+    status.started_at = exit.started_at_ns;
+    status.finished_at = exit.finished_at_ns;
+    status.exit_code = exit.code;
+    status.reason = exit.reason;
+    status.message = exit.message;
+}
+
+fn info(container: &Container) -> String {
+    json!({
+        "sandboxID": container.sandbox.id,
+        "tty": container.config.tty,
+        "stdin": container.config.stdin,
+        "config": container.config,
+    })
+    .to_string()
+}

@@ -1,0 +1,114 @@
+//! `PodSandboxStatus`: everything about one pod.
+
+use std::collections::HashMap;
+
+use isopod_proto::cri;
+use isopod_proto::cri::{PodSandboxStatusRequest, PodSandboxStatusResponse};
+use serde_json::{Value, json};
+
+use super::error::CriError;
+use super::{Cri, container_status};
+use crate::clock;
+use crate::sandbox::{Sandbox, SandboxState};
+
+pub(super) async fn pod_sandbox_status(
+    cri: &Cri,
+    request: PodSandboxStatusRequest,
+) -> Result<PodSandboxStatusResponse, CriError> {
+    let sandbox = cri.sandboxes.find(&request.pod_sandbox_id)?;
+    let info = match request.verbose {
+        true => HashMap::from([("info".to_owned(), info(cri, &sandbox).await.to_string())]),
+        false => HashMap::new(),
+    };
+    let containers = cri.containers.of_sandbox(&sandbox.id);
+    Ok(PodSandboxStatusResponse {
+        status: Some(status(&sandbox)),
+        info,
+        containers_statuses: containers
+            .iter()
+            .map(|one| container_status::status(one))
+            .collect(),
+        timestamp: clock::now_ns(),
+    })
+}
+
+pub(super) fn metadata(sandbox: &Sandbox) -> cri::PodSandboxMetadata {
+    let pod = &sandbox.config;
+    cri::PodSandboxMetadata {
+        name: pod.name.clone(),
+        uid: pod.uid.clone(),
+        namespace: pod.namespace.clone(),
+        attempt: pod.attempt,
+    }
+}
+
+pub(super) fn state(sandbox: &Sandbox) -> cri::PodSandboxState {
+    match sandbox.state() {
+        SandboxState::Ready => cri::PodSandboxState::SandboxReady,
+        SandboxState::NotReady { .. } => cri::PodSandboxState::SandboxNotready,
+    }
+}
+
+fn status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
+    let pod = &sandbox.config;
+    let pid = if pod.shares_pids {
+        cri::NamespaceMode::Pod
+    } else {
+        cri::NamespaceMode::Container
+    };
+    cri::PodSandboxStatus {
+        id: sandbox.id.to_string(),
+        metadata: Some(metadata(sandbox)),
+        state: state(sandbox).into(),
+        created_at: sandbox.created_at_ns,
+        // No address: the pod has a loopback interface only.
+        network: Some(cri::PodSandboxNetworkStatus::default()),
+        linux: Some(cri::LinuxPodSandboxStatus {
+            namespaces: Some(cri::Namespace {
+                options: Some(cri::NamespaceOption {
+                    pid: pid.into(),
+                    ..Default::default()
+                }),
+            }),
+        }),
+        labels: pod.labels.clone().into_iter().collect(),
+        annotations: pod.annotations.clone().into_iter().collect(),
+        runtime_handler: sandbox.handler.clone(),
+    }
+}
+
+async fn info(cri: &Cri, sandbox: &Sandbox) -> Value {
+    let ended = match sandbox.state() {
+        SandboxState::Ready => None,
+        SandboxState::NotReady { end } => end,
+    };
+    json!({
+        "pid": sandbox.vm().map(|vm| vm.process_id().pid),
+        "network": "loopback only: pods have no other interface yet",
+        "stateDir": cri.sandboxes.state_dir(&sandbox.id),
+        "machine": machine(sandbox).await,
+        "ended": ended,
+        "config": sandbox.config,
+    })
+}
+
+/// What the VMM says; why it does not, otherwise.
+async fn machine(sandbox: &Sandbox) -> Value {
+    let status = match sandbox.running_vm() {
+        Ok(vm) => vm
+            .status()
+            .await
+            .map_err(|error| crate::chain::chain(&error)),
+        Err(error) => Err(crate::chain::chain(&error)),
+    };
+    match status {
+        Ok(status) => json!({
+            "vmmVersion": status.vmm_version,
+            "vcpus": status.vcpus,
+            "memoryMiB": status.memory_mib,
+            "disks": status.disks,
+            "vsockConnections": status.vsock_connections,
+        }),
+        Err(reason) => json!({ "unavailable": reason }),
+    }
+}

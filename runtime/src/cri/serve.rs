@@ -1,0 +1,197 @@
+//! From a configuration to a socket that answers, and back.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use isopod_proto::cri::image_service_server::ImageServiceServer;
+use isopod_proto::cri::runtime_service_server::RuntimeServiceServer;
+use rustix::fs::FlockOperation;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+
+use super::image::ImageApi;
+use super::{Cri, notify};
+use crate::chain::chain;
+use crate::config::Config;
+use crate::container::Containers;
+use crate::image::{ImageError, ImageStore};
+use crate::record::{RecordError, Records};
+use crate::sandbox::{SandboxError, Sandboxes};
+
+/// Largest message, in bytes, as in containerd.
+const MESSAGE_MAX: usize = 16 << 20;
+
+/// How long calls may go on once the daemon was told to stop.
+const DRAIN_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// The server could not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    /// A file or socket.
+    #[error("{action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another daemon works on the same folders.
+    #[error("another isopod uses {}", .0.display())]
+    Locked(PathBuf),
+    /// The images.
+    #[error("opening the image store")]
+    Images(#[from] ImageError),
+    /// The records.
+    #[error("opening the records")]
+    Records(#[from] RecordError),
+    /// The sandboxes of an earlier daemon.
+    #[error("recovering the sandboxes")]
+    Sandboxes(#[from] SandboxError),
+    /// The gRPC server.
+    #[error("serving the CRI")]
+    Grpc(#[from] tonic::transport::Error),
+}
+
+impl ServeError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
+/// Serves the CRI until SIGTERM or SIGINT. Pods keep running when it returns.
+///
+/// # Errors
+///
+/// [`ServeError`] when the folders, the records or the socket cannot be opened.
+pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
+    let _locks = (
+        lock(&config.state_dir, "state.lock")?,
+        lock(&config.root_dir, "root.lock")?,
+    );
+    let images = ImageStore::open(&config.root_dir.join("images"), &config.registry)?;
+    let records = Records::open(&config.root_dir)?;
+    let sandboxes = Arc::new(Sandboxes::open(&config, records.clone())?);
+    let containers = Arc::new(Containers::new(images.clone(), records));
+    recover(&sandboxes, &containers).await?;
+    let listener = listen(&config.socket)?;
+    let socket = config.socket.clone();
+    let cri = Cri {
+        config: Arc::new(config),
+        sandboxes,
+        containers,
+    };
+    let runtime = RuntimeServiceServer::new(cri)
+        .max_decoding_message_size(MESSAGE_MAX)
+        .max_encoding_message_size(3 * MESSAGE_MAX);
+    let images = ImageServiceServer::new(ImageApi::new(Arc::new(images)))
+        .max_decoding_message_size(MESSAGE_MAX)
+        .max_encoding_message_size(MESSAGE_MAX);
+    tracing::info!(socket = %socket.display(), "ready");
+    if let Err(error) = notify::ready() {
+        tracing::warn!(%error, "could not tell the service manager");
+    }
+    let stopped = told_to_stop();
+    tokio::pin!(stopped);
+    let (drain, drained) = tokio::sync::oneshot::channel();
+    let server = tonic::transport::Server::builder()
+        .add_service(runtime)
+        .add_service(images)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
+            let _told = drained.await;
+        });
+    tokio::pin!(server);
+    tokio::select! {
+        served = &mut server => served?,
+        () = &mut stopped => {
+            tracing::info!("stopping; the pods keep running");
+            let _told = drain.send(());
+            // What is left then is finished or undone by the next daemon.
+            let _cut_off = tokio::time::timeout(DRAIN_LIMIT, server).await;
+        }
+    }
+    Ok(())
+}
+
+/// Sandboxes first, since containers are in them; then the containers of all of them at once.
+async fn recover(
+    sandboxes: &Arc<Sandboxes>,
+    containers: &Arc<Containers>,
+) -> Result<(), ServeError> {
+    let found = sandboxes.recover().await?;
+    join_all(found.iter().map(|sandbox| async {
+        if let Err(error) = containers.recover(sandbox).await {
+            let error = chain(&error);
+            tracing::error!(sandbox_id = %sandbox.id, error, "could not recover the containers");
+        }
+    }))
+    .await;
+    Ok(())
+}
+
+/// Makes a folder and keeps every other daemon out of it until the file is closed.
+fn lock(dir: &Path, name: &str) -> Result<File, ServeError> {
+    let mut builder = fs::DirBuilder::new();
+    builder
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(ServeError::io("creating", dir))?;
+    let path = dir.join(name);
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(ServeError::io("opening", &path))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(ServeError::Locked(dir.to_owned())),
+        Err(error) => Err(ServeError::io("locking", &path)(error.into())),
+    }
+}
+
+/// Takes the place of a socket that an earlier daemon left, which the lock says is gone.
+fn listen(socket: &Path) -> Result<UnixListener, ServeError> {
+    if let Some(dir) = socket.parent() {
+        fs::create_dir_all(dir).map_err(ServeError::io("creating", dir))?;
+    }
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(ServeError::io("replacing", socket)(error));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket).map_err(ServeError::io("listening on", socket))?;
+    // Whoever may write to it is root on this node.
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o600))
+        .map_err(ServeError::io("protecting", socket))?;
+    Ok(listener)
+}
+
+async fn told_to_stop() {
+    let signals = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    );
+    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+        tracing::warn!("signals cannot be caught; the daemon ends when it is killed");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

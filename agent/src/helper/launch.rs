@@ -115,10 +115,16 @@ async fn hear(channel: BufReader<UnixStream>) -> Result<Launched, HelperError> {
     }
 }
 
-/// libcontainer's error says what it wanted to do; its first words about it say what went wrong.
+/// libcontainer's error says what it wanted to do, often without what the kernel said. That is in
+/// the first event with an error in it ([`super::detail`]), or else in the first that says more.
 fn explain(message: String, details: &[String]) -> String {
-    match details.first() {
-        Some(cause) if !message.contains(cause.as_str()) => format!("{message}: {cause}"),
-        _ => message,
+    let new = |detail: &&String| !message.contains(detail.as_str());
+    let with_error = details
+        .iter()
+        .filter(new)
+        .find(|detail| detail.contains(", err: "));
+    match with_error.or_else(|| details.iter().find(new)) {
+        Some(detail) => format!("{message} ({detail})"),
+        None => message,
     }
 }

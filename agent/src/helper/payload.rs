@@ -4,7 +4,7 @@
 //! system can be trusted.
 #![expect(
     unsafe_code,
-    reason = "restoring a signal's default action has no safe wrapper"
+    reason = "restoring signals that libc hides takes a raw system call"
 )]
 
 use std::ffi::CString;
@@ -18,12 +18,14 @@ use libcontainer::seccomp::initialize_seccomp;
 use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
-use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{AccessFlags, access, execv};
 use oci_spec::runtime::{Process, Spec};
 
 use super::OutcomeEnd;
 use super::protocol::{Confinement, Refusal, RefusalKind};
+
+/// The last signal (`_NSIG` of x86_64).
+const SIGNAL_MAX: libc::c_long = 64;
 
 /// Executes the command, or says through the outcome pipe why not.
 #[derive(Clone)]
@@ -66,9 +68,7 @@ impl Payload {
         if let Err(refusal) = self.confine() {
             return refusal;
         }
-        // SAFETY: no handler is installed, only the default action restored: Rust's runtime ignores
-        // SIGPIPE, and what is ignored stays so across exec.
-        let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+        default_signals();
         let Err(errno) = execv(&command, &args);
         let why = io::Error::from(errno);
         match errno {
@@ -108,6 +108,26 @@ impl Executor for Payload {
     /// The command is looked up when it is executed: what is missing now may be mounted by then.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
         Ok(())
+    }
+}
+
+/// Restores every signal's default action: what is ignored stays so across exec. Rust's runtime
+/// ignores SIGPIPE, and glibc's posix_spawn its own two, 32 and 33, which its sigaction hides.
+fn default_signals() {
+    // `struct sigaction` of the kernel: SIG_DFL, no flags, no restorer, an empty mask.
+    let default = [0_u64; 4];
+    for signal in 1..=SIGNAL_MAX {
+        // SAFETY: rt_sigaction reads the action, which is as large as the kernel's, and writes
+        // nothing, as there is no place for the old one. SIGKILL and SIGSTOP are refused.
+        let _ = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                &raw const default,
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            )
+        };
     }
 }
 

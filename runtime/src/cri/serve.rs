@@ -77,10 +77,7 @@ impl ServeError {
 ///
 /// [`ServeError`] when the folders, the records or the socket cannot be opened.
 pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
-    let _locks = (
-        lock(&config.state_dir, "state.lock")?,
-        lock(&config.root_dir, "root.lock")?,
-    );
+    let _locks = (lock(&config.state_dir)?, lock(&config.root_dir)?);
     let images = ImageStore::open(&config.root_dir.join("images"), &config.registry)?;
     let records = Records::open(&config.root_dir)?;
     let sandboxes = Arc::new(Sandboxes::open(&config, records.clone())?);
@@ -122,7 +119,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
             let _cut_off = tokio::time::timeout(DRAIN_LIMIT, server).await;
         }
     }
-    Ok(())
+    fs::remove_file(&socket).map_err(ServeError::io("removing", &socket))
 }
 
 /// Sandboxes first, since containers are in them; then the containers of all of them at once.
@@ -141,25 +138,19 @@ async fn recover(
     Ok(())
 }
 
-/// Makes a folder and keeps every other daemon out of it until the file is closed.
-fn lock(dir: &Path, name: &str) -> Result<File, ServeError> {
+/// Makes a folder and keeps every other daemon out of it until the descriptor is closed.
+fn lock(dir: &Path) -> Result<File, ServeError> {
     let mut builder = fs::DirBuilder::new();
     builder
         .recursive(true)
         .mode(0o700)
         .create(dir)
         .map_err(ServeError::io("creating", dir))?;
-    let path = dir.join(name);
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(ServeError::io("opening", &path))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+    let folder = File::open(dir).map_err(ServeError::io("opening", dir))?;
+    match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(folder),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(ServeError::Locked(dir.to_owned())),
-        Err(error) => Err(ServeError::io("locking", &path)(error.into())),
+        Err(error) => Err(ServeError::io("locking", dir)(error.into())),
     }
 }
 

@@ -1,7 +1,158 @@
-//! The machine: what is in guest memory, ACPI and I/O ports.
+//! The machine: guest memory, vCPUs, buses, and the devices on them.
+//!
+//! The control thread owns it. It is built once ([`build`]), runs until the guest ends, can be
+//! paused, and takes disks on and off its bus:
+//!
+//! ```text
+//!           pause            end (guest, ShutDown)
+//!  running ───────> paused ───────────────┐
+//!     ^  ^────────────│                   v
+//!  build     resume                     ended
+//! ```
+//!
+//! vCPU threads ([`vcpu`]) share the buses with it; each function on the PCI bus has its own lock.
+
 pub(crate) mod acpi;
 pub(crate) mod boot;
+pub(crate) mod build;
+pub(crate) mod cpuid;
 pub(crate) mod ending;
+pub(crate) mod kvm;
 pub(crate) mod layout;
 pub(crate) mod memory;
 pub(crate) mod ports;
+pub(crate) mod vcpu;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use vm_memory::GuestMemoryMmap;
+
+use self::kvm::Vm;
+use self::vcpu::Vcpus;
+use crate::pci::bus::{self, BusError, PciBus};
+use crate::pci::{Address, Hypervisor};
+use crate::virtio::VirtioDevice;
+use crate::virtio::pci::VirtioPci;
+
+/// A disk cannot be added.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(crate) enum DiskError {
+    /// The serial number is taken.
+    #[error("there is a disk {0} already")]
+    Exists(String),
+    /// No room.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+}
+
+/// A running or paused machine.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    // Dropped in this order: vCPUs, then devices, then the VM, then what its slots are backed by.
+    vcpus: Vcpus,
+    disks: BTreeMap<String, Address>,
+    vm: Arc<Vm>,
+    pci: Arc<PciBus>,
+    memory: GuestMemoryMmap,
+    memory_mib: u32,
+    paused: bool,
+}
+
+impl Machine {
+    /// Stops the vCPUs and then the devices. Idempotent.
+    pub(crate) fn pause(&mut self) {
+        if self.paused {
+            return;
+        }
+        self.vcpus.hold();
+        for function in self.pci.functions() {
+            bus::lock(&function).pause();
+        }
+        self.paused = true;
+    }
+
+    /// Starts the devices and then the vCPUs. Idempotent.
+    pub(crate) fn resume(&mut self) {
+        if !self.paused {
+            return;
+        }
+        for function in self.pci.functions() {
+            bus::lock(&function).resume();
+        }
+        self.vcpus.go();
+        self.paused = false;
+    }
+
+    /// Its vCPUs are held.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// Puts a disk on the bus; the guest sees it when it rescans.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError`].
+    pub(crate) fn add_disk(
+        &mut self,
+        serial: &str,
+        disk: Box<dyn VirtioDevice>,
+    ) -> Result<(), DiskError> {
+        if self.disks.contains_key(serial) {
+            return Err(DiskError::Exists(serial.to_owned()));
+        }
+        let address = self.pci.free_address()?;
+        self.add_function(address, disk);
+        self.disks.insert(serial.to_owned(), address);
+        tracing::info!(serial, %address, "disk added");
+        Ok(())
+    }
+
+    /// Takes a disk off the bus and closes its files. Idempotent.
+    pub(crate) fn remove_disk(&mut self, serial: &str) {
+        if let Some(address) = self.disks.remove(serial) {
+            self.pci.remove(address);
+            tracing::info!(serial, %address, "disk removed");
+        }
+    }
+
+    /// Serial numbers of the disks on the bus.
+    pub(crate) fn disks(&self) -> Vec<String> {
+        self.disks.keys().cloned().collect()
+    }
+
+    /// There is a disk with this serial number.
+    pub(crate) fn has_disk(&self, serial: &str) -> bool {
+        self.disks.contains_key(serial)
+    }
+
+    /// Number of vCPUs.
+    pub(crate) fn vcpus(&self) -> usize {
+        self.vcpus.count()
+    }
+
+    /// RAM in MiB.
+    pub(crate) fn memory_mib(&self) -> u32 {
+        self.memory_mib
+    }
+
+    fn add_function(&self, address: Address, device: Box<dyn VirtioDevice>) {
+        let hypervisor: Arc<dyn Hypervisor> = Arc::clone(&self.vm) as _;
+        // Only where functions come and go is it worth the guest's while to look for more.
+        let multi_function = address >= Address::new(bus::FIRST_DYNAMIC_SLOT, 0);
+        let memory = self.memory.clone();
+        let function = VirtioPci::new(device, address, multi_function, memory, hypervisor);
+        self.pci.add(address, function);
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // No vCPU may use what is taken down next.
+        self.vcpus.end();
+        for function in self.pci.functions() {
+            bus::lock(&function).retire();
+        }
+    }
+}

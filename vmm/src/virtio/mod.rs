@@ -69,6 +69,13 @@ pub(crate) struct Activation {
     /// The guest's memory.
     pub(crate) memory: GuestMemoryMmap,
     /// Feature bits that both sides accepted.
+    #[cfg_attr(
+        not(test),
+        expect(
+            dead_code,
+            reason = "no device so far works differently without a feature"
+        )
+    )]
     pub(crate) features: u64,
     /// Every queue that the driver enabled.
     pub(crate) queues: Vec<ActiveQueue>,

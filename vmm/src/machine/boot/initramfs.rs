@@ -1,4 +1,4 @@
-//! Maps the initramfs into guest memory.
+//! Loads the initramfs into guest memory.
 
 use std::fs::File;
 use std::io;
@@ -39,12 +39,12 @@ pub(crate) enum InitramfsError {
         /// Memory below the hole.
         ram: u64,
     },
-    /// It could not be mapped.
-    #[error("mapping the initramfs")]
-    Map(#[source] MemoryError),
+    /// It could not be read into memory.
+    #[error("loading the initramfs")]
+    Load(#[source] MemoryError),
 }
 
-/// Maps `file` into the last pages of low RAM, away from where the kernel allocates first, and
+/// Reads `file` into the last pages of low RAM, away from where the kernel allocates first, and
 /// returns where it lies.
 ///
 /// # Errors
@@ -80,7 +80,7 @@ pub(crate) fn load(
     if start < kernel_end {
         return Err(too_large());
     }
-    memory::map_file(memory, start, file, 0, pages).map_err(InitramfsError::Map)?;
+    memory::read_file(memory, start, file, 0, size).map_err(InitramfsError::Load)?;
     Ok(Range { start, size })
 }
 
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn load_maps_the_whole_archive_at_the_end_of_ram() {
+    fn load_places_the_whole_archive_at_the_end_of_ram() {
         let mut bytes = b"070701".to_vec();
         bytes.resize(5000, 3);
         let (memory, range) = load_bytes(&bytes, 0x10_0000).unwrap();

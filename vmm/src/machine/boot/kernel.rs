@@ -1,15 +1,12 @@
 //! Loads an uncompressed ELF `vmlinux` and finds its PVH entry point.
-//!
-//! Segments are mapped rather than read wherever file and address agree about page boundaries,
-//! which is how the kernel's linker script lays them out.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
 
-use crate::machine::layout::{self, PAGE_SIZE};
+use crate::machine::layout;
 use crate::machine::memory::{self, MemoryError};
 
 /// Most program headers that are looked at; a kernel has five or so.
@@ -52,9 +49,9 @@ pub(crate) enum KernelError {
         /// Length in bytes.
         size: u64,
     },
-    /// A segment could not be mapped.
-    #[error("mapping a kernel segment")]
-    Map(#[source] MemoryError),
+    /// A segment could not be read.
+    #[error("loading a kernel segment")]
+    Load(#[source] MemoryError),
 }
 
 /// A kernel in guest memory.
@@ -66,7 +63,7 @@ pub(crate) struct LoadedKernel {
     pub(crate) end: u64,
 }
 
-/// Maps the kernel into `memory`.
+/// Reads the kernel into `memory`.
 ///
 /// # Errors
 ///
@@ -171,47 +168,8 @@ fn load_segment(
             source: io::ErrorKind::UnexpectedEof.into(),
         });
     }
-    // Whole pages are mapped; the rest of the last page, which in the file may hold something
-    // else, is read. What lies behind it stays zero.
-    let mapped = if address % PAGE_SIZE == 0 && offset % PAGE_SIZE == 0 {
-        filled - filled % PAGE_SIZE
-    } else {
-        0
-    };
-    if mapped > 0 {
-        memory::map_file(memory, address, file, offset, mapped).map_err(KernelError::Map)?;
-    }
-    read_into(
-        file,
-        offset + mapped,
-        memory,
-        address + mapped,
-        filled - mapped,
-    )
-}
-
-/// Copies a range of the file into guest memory, in bounded steps.
-fn read_into(
-    file: &File,
-    mut offset: u64,
-    memory: &GuestMemoryMmap,
-    mut address: u64,
-    mut size: u64,
-) -> Result<(), KernelError> {
-    let mut buffer = vec![0; 64 * 1024];
-    while size > 0 {
-        let step = usize::try_from(size).map_or(buffer.len(), |size| size.min(buffer.len()));
-        read_exact(file, &mut buffer[..step], offset, "a segment")?;
-        memory
-            .write_slice(&buffer[..step], GuestAddress(address))
-            .ok()
-            .ok_or(KernelError::Segment { address, size })?;
-        let step = step as u64;
-        offset += step;
-        address += step;
-        size -= step;
-    }
-    Ok(())
+    // What lies behind it is `.bss`: untouched RAM, which is zero.
+    memory::read_file(memory, address, file, offset, filled).map_err(KernelError::Load)
 }
 
 /// The address in the note that Xen calls `PHYS32_ENTRY`.
@@ -277,6 +235,8 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+
+    use vm_memory::Bytes;
 
     use super::*;
 

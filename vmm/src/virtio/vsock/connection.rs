@@ -135,10 +135,6 @@ impl Connection {
         self.phase
     }
 
-    pub(super) fn stream(&self) -> Option<&UnixStream> {
-        self.stream.as_ref()
-    }
-
     /// What is kept for the host, and the way to it.
     pub(super) fn undelivered(&self) -> Option<(&ToHost, &UnixStream)> {
         let stream = self.stream.as_ref()?;

@@ -1,0 +1,124 @@
+//! What can go wrong with a request, and the one table from that to ttrpc's codes.
+
+use std::error::Error as _;
+use std::fmt::Write as _;
+
+use ttrpc::Code;
+
+use crate::descriptors::DescriptorError;
+use crate::log::LogError;
+use crate::machine::DiskError;
+use crate::machine::build::BuildError;
+use crate::virtio::{blk, vsock};
+
+/// A request failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ControlError {
+    /// `Start` may be called once.
+    #[error("the machine was started before")]
+    AlreadyStarted,
+    /// There is no machine that runs or is paused.
+    #[error("the machine does not run")]
+    NotRunning,
+    /// Not a serial number.
+    #[error("a disk's serial is 1 to 20 characters of [A-Za-z0-9._-]")]
+    Serial,
+    /// None or too many.
+    #[error("disk {0} has no extents or too many")]
+    Extents(String),
+    /// A descriptor could not be duplicated.
+    #[error("duplicating a descriptor")]
+    Duplicate(#[source] std::io::Error),
+    /// A named descriptor.
+    #[error(transparent)]
+    Descriptor(#[from] DescriptorError),
+    /// A disk's contents.
+    #[error(transparent)]
+    DiskContents(#[from] blk::DiskError),
+    /// A disk's place.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The vsock device.
+    #[error(transparent)]
+    Vsock(#[from] vsock::VsockError),
+    /// Building the machine.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// A container's log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
+impl ControlError {
+    fn code(&self) -> Code {
+        match self {
+            Self::AlreadyStarted | Self::NotRunning => Code::FAILED_PRECONDITION,
+            Self::Serial | Self::Extents(_) | Self::DiskContents(_) => Code::INVALID_ARGUMENT,
+            Self::Duplicate(_) | Self::Vsock(_) => Code::INTERNAL,
+            Self::Descriptor(error) => descriptor_code(error),
+            Self::Disk(error) => disk_code(error),
+            Self::Build(error) => build_code(error),
+            Self::Log(error) => log_code(error),
+        }
+    }
+}
+
+fn descriptor_code(error: &DescriptorError) -> Code {
+    match error {
+        DescriptorError::Unknown(_) => Code::NOT_FOUND,
+        DescriptorError::Exists(_) => Code::ALREADY_EXISTS,
+        DescriptorError::Full => Code::RESOURCE_EXHAUSTED,
+        DescriptorError::Name => Code::INVALID_ARGUMENT,
+    }
+}
+
+fn disk_code(error: &DiskError) -> Code {
+    match error {
+        DiskError::Exists(_) => Code::ALREADY_EXISTS,
+        DiskError::Bus(_) => Code::RESOURCE_EXHAUSTED,
+    }
+}
+
+fn build_code(error: &BuildError) -> Code {
+    match error {
+        BuildError::Vcpus(_) | BuildError::Memory(_) | BuildError::CommandLine(_) => {
+            Code::INVALID_ARGUMENT
+        }
+        // The files and the host are not what they have to be.
+        BuildError::Kernel(_) | BuildError::Initramfs(_) | BuildError::Kvm(_) => {
+            Code::FAILED_PRECONDITION
+        }
+        BuildError::Tables(_)
+        | BuildError::Bus(_)
+        | BuildError::Registers(_)
+        | BuildError::Threads(_) => Code::INTERNAL,
+        BuildError::Disk(error) => disk_code(error),
+    }
+}
+
+fn log_code(error: &LogError) -> Code {
+    match error {
+        LogError::Exists(_) => Code::ALREADY_EXISTS,
+        LogError::Unknown(_) => Code::NOT_FOUND,
+        LogError::InvalidId(_) => Code::INVALID_ARGUMENT,
+        LogError::TooMany => Code::RESOURCE_EXHAUSTED,
+        LogError::Closed(_) => Code::ABORTED,
+        LogError::Stream { .. } => Code::UNAVAILABLE,
+        LogError::File { .. } | LogError::Thread { .. } => Code::INTERNAL,
+    }
+}
+
+/// The message with its causes, for a caller that sees nothing else.
+impl From<ControlError> for ttrpc::Error {
+    fn from(error: ControlError) -> Self {
+        let code = error.code();
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            // Writing to a string does not fail.
+            let _ = write!(text, ": {inner}");
+            cause = inner.source();
+        }
+        Self::RpcStatus(ttrpc::get_status(code, text))
+    }
+}

@@ -19,7 +19,7 @@ use isopod_proto::cri::{
     StopPodSandboxRequest, VersionRequest, VersionResponse,
 };
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Response, Status};
+use tonic::{Code, Response, Status};
 
 use super::Node;
 
@@ -313,6 +313,24 @@ impl Client<'_> {
     /// `ImageFsInfo`.
     pub fn image_fs_info(&self) -> Result<ImageFsInfoResponse, Status> {
         self.images(async |mut cri| cri.image_fs_info(ImageFsInfoRequest {}).await)
+    }
+}
+
+/// Asserts that the daemon refused a call with this code, and a message that says this.
+///
+/// # Panics
+/// It did not, or in other words.
+#[track_caller]
+pub fn assert_refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, message: &str) {
+    match answer {
+        Err(status) => {
+            let says = status.message().contains(message);
+            assert!(
+                status.code() == code && says,
+                "wanted {code:?} and {message:?}: {status:?}"
+            );
+        }
+        Ok(answer) => panic!("wanted {code:?} and {message:?}: {answer:?}"),
     }
 }
 

@@ -28,7 +28,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
 
-pub use self::client::Client;
+pub use self::client::{Client, assert_refused};
 pub use self::crictl::{Crictl, CrictlError};
 use self::daemon::Daemon;
 use self::leaks::Baseline;

@@ -1,0 +1,159 @@
+//! Guests that do not start: the error says why, comes in bounded time, and nothing stays.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use isopod_tests::environment;
+use isopod_tests::images::elf;
+use isopod_tests::node::{self, Images, Options, assert_refused, pod_config};
+use tempfile::TempDir;
+use tonic::Code;
+
+/// Longest time in which a guest that has ended must be noticed; its start timeout is longer.
+const NOTICED: Duration = Duration::from_secs(100);
+
+/// The daemon refuses to make the pod, and undoes what it had begun.
+fn run_fails(options: Options, code: Code, message: &str) -> Result<Duration> {
+    let mut took = Duration::ZERO;
+    node::run(options.images(Images::None), |node| {
+        let start = Instant::now();
+        assert_refused(node.cri().run_pod(pod_config(node, "p")), code, message);
+        took = start.elapsed();
+        assert_eq!(node.cri().pods(None)?, []);
+        assert_eq!(node.vmms().len(), 0);
+        Ok(())
+    })?;
+    Ok(took)
+}
+
+fn folder() -> Result<TempDir> {
+    Ok(tempfile::Builder::new().prefix("isopod-guest-").tempdir()?)
+}
+
+#[test]
+fn a_kernel_that_is_not_one_is_refused() -> Result<()> {
+    let folder = folder()?;
+    let kernel = folder.path().join("vmlinux");
+    fs::write(&kernel, vec![0x5a; 1024 * 1024])?;
+    run_fails(
+        Options::kvm().kernel(&kernel),
+        Code::FailedPrecondition,
+        "kernel",
+    )?;
+    Ok(())
+}
+
+#[test]
+fn a_kernel_that_is_cut_short_is_refused() -> Result<()> {
+    if environment::missing_kvm().is_some() {
+        return run_fails(Options::kvm(), Code::Ok, "").map(|_| ());
+    }
+    let folder = folder()?;
+    let kernel = folder.path().join("vmlinux");
+    let whole = fs::read(environment::path(environment::KERNEL)?)?;
+    fs::write(&kernel, &whole[..whole.len() / 2])?;
+    run_fails(
+        Options::kvm().kernel(&kernel),
+        Code::FailedPrecondition,
+        "kernel",
+    )?;
+    Ok(())
+}
+
+#[test]
+fn an_initramfs_without_init_ends_the_start_at_once() -> Result<()> {
+    let folder = folder()?;
+    let initramfs = folder.path().join("initramfs.cpio");
+    fs::write(&initramfs, vec![0x5a; 64 * 1024])?;
+    let options = Options::kvm()
+        .initramfs(&initramfs)
+        .vm("start_timeout_ms", 600_000);
+    let took = run_fails(options, Code::Unavailable, "panic")?;
+    ensure!(took < NOTICED, "noticed after {took:?}");
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_exits_ends_the_start_at_once() -> Result<()> {
+    let folder = folder()?;
+    let initramfs = busybox_initramfs(folder.path(), "true")?;
+    let options = Options::kvm()
+        .initramfs(&initramfs)
+        .vm("start_timeout_ms", 600_000);
+    let took = run_fails(options, Code::Unavailable, "panic")?;
+    ensure!(took < NOTICED, "noticed after {took:?}");
+    Ok(())
+}
+
+#[test]
+fn a_guest_that_never_answers_is_given_up_after_the_start_timeout() -> Result<()> {
+    let folder = folder()?;
+    let initramfs = busybox_initramfs(folder.path(), "init")?;
+    let options = Options::kvm()
+        .initramfs(&initramfs)
+        .vm("start_timeout_ms", 20_000);
+    let took = run_fails(options, Code::DeadlineExceeded, "20000 ms")?;
+    ensure!(took >= Duration::from_secs(20), "given up after {took:?}");
+    Ok(())
+}
+
+#[test]
+fn an_agent_of_another_release_is_refused_and_both_versions_are_named() -> Result<()> {
+    let folder = folder()?;
+    let agent = PathBuf::from(env!("CARGO_BIN_EXE_isopod-test-agent"));
+    let root = folder.path().join("root");
+    for library in elf::libraries(&agent)? {
+        install(&library, &root.join(library.strip_prefix("/")?))?;
+    }
+    install(&agent, &root.join("init"))?;
+    let initramfs = pack(folder.path(), &root)?;
+    run_fails(
+        Options::kvm().initramfs(&initramfs),
+        Code::FailedPrecondition,
+        "protocol version 99",
+    )?;
+    Ok(())
+}
+
+/// An initramfs whose init is a program of busybox. Its `init` waits for children for ever, its
+/// `true` ends at once.
+fn busybox_initramfs(folder: &Path, program: &str) -> Result<PathBuf> {
+    let root = folder.join("root");
+    install(Path::new("/bin/busybox"), &root.join("bin/busybox"))?;
+    fs::create_dir_all(root.join("etc"))?;
+    fs::write(root.join("etc/inittab"), "::sysinit:/bin/busybox true\n")?;
+    // Busybox is the program that its name says.
+    fs::create_dir_all(root.join("sbin"))?;
+    std::os::unix::fs::symlink("/bin/busybox", root.join("sbin").join(program))?;
+    std::os::unix::fs::symlink(format!("/sbin/{program}"), root.join("init"))?;
+    pack(folder, &root)
+}
+
+fn install(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to.parent().context("a file has a folder")?)?;
+    fs::copy(from, to).with_context(|| format!("copying {}", from.display()))?;
+    Ok(())
+}
+
+fn pack(folder: &Path, root: &Path) -> Result<PathBuf> {
+    let path = folder.join("initramfs.cpio");
+    let names = Command::new("find")
+        .arg(".")
+        .current_dir(root)
+        .output()?
+        .stdout;
+    let list = folder.join("names");
+    fs::write(&list, names)?;
+    let status = Command::new("cpio")
+        .args(["--quiet", "-o", "-H", "newc"])
+        .current_dir(root)
+        .stdin(fs::File::open(&list)?)
+        .stdout(fs::File::create(&path)?)
+        .stderr(Stdio::inherit())
+        .status()?;
+    ensure!(status.success(), "cpio failed");
+    Ok(path)
+}

@@ -1,0 +1,12 @@
+//! Containers in microVMs, driven as the kubelet and people drive them. Needs KVM.
+
+mod crashes;
+mod exits;
+mod guest_faults;
+mod layers;
+mod lifecycle;
+mod logs;
+mod restart;
+mod run;
+mod security;
+mod walkthrough;

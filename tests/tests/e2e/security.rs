@@ -1,0 +1,181 @@
+//! What a container may not do.
+
+use anyhow::Result;
+use isopod_proto::cri::security_profile::ProfileType;
+use isopod_proto::cri::{
+    Capability, ContainerConfig, LinuxContainerConfig, LinuxContainerSecurityContext,
+    SecurityProfile,
+};
+use isopod_tests::node::{self, Node, Options, assert_refused, pod_config, shell};
+use tonic::Code;
+
+fn with_security(
+    mut config: ContainerConfig,
+    security: LinuxContainerSecurityContext,
+) -> ContainerConfig {
+    config.linux = Some(LinuxContainerConfig {
+        security_context: Some(security),
+        ..LinuxContainerConfig::default()
+    });
+    config
+}
+
+fn seccomp(profile: ProfileType) -> LinuxContainerSecurityContext {
+    LinuxContainerSecurityContext {
+        seccomp: Some(SecurityProfile {
+            profile_type: profile.into(),
+            ..SecurityProfile::default()
+        }),
+        ..LinuxContainerSecurityContext::default()
+    }
+}
+
+fn exec_text(node: &Node, id: &str, script: &str) -> Result<String> {
+    Ok(String::from_utf8(node.exec(id, script)?)?.trim().to_owned())
+}
+
+#[test]
+fn the_default_seccomp_profile_is_enforced_in_containers_and_execs() -> Result<()> {
+    node::run(Options::kvm(), |node| {
+        let pod = node.busybox_pod("seccomp")?;
+        let config = with_security(
+            shell("default", "sleep 10000"),
+            seccomp(ProfileType::RuntimeDefault),
+        );
+        let id = node.start(&pod, config)?;
+        // 2: a filter (proc(5), Seccomp).
+        assert_eq!(
+            exec_text(node, &id, "grep ^Seccomp: /proc/1/status | tr -dc 0-9")?,
+            "2"
+        );
+        assert_eq!(
+            exec_text(node, &id, "grep ^Seccomp: /proc/self/status | tr -dc 0-9")?,
+            "2"
+        );
+        // Any process may make a user namespace, unless the profile forbids it.
+        let made = node.exec_any(&id, "unshare -U true")?;
+        assert_ne!(made.exit_code, 0);
+        assert!(String::from_utf8_lossy(&made.stderr).contains("Operation not permitted"));
+
+        let config = with_security(
+            shell("unconfined", "sleep 10000"),
+            seccomp(ProfileType::Unconfined),
+        );
+        let id = node.start(&pod, config)?;
+        assert_eq!(
+            exec_text(node, &id, "grep ^Seccomp: /proc/1/status | tr -dc 0-9")?,
+            "0"
+        );
+        node.exec(&id, "unshare -U true")?;
+        Ok(())
+    })
+}
+
+#[test]
+fn capabilities_are_the_default_ones_plus_and_minus_what_was_asked_for() -> Result<()> {
+    node::run(Options::kvm(), |node| {
+        let pod = node.busybox_pod("caps")?;
+        let effective = |id: &str| -> Result<u64> {
+            let text = exec_text(node, id, "grep ^CapEff /proc/1/status | cut -f 2")?;
+            Ok(u64::from_str_radix(&text, 16)?)
+        };
+        // linux/capability.h
+        let (chown, net_raw, sys_admin) = (1_u64 << 0, 1_u64 << 13, 1_u64 << 21);
+        let id = node.start(&pod, shell("plain", "sleep 10000"))?;
+        let plain = effective(&id)?;
+        assert_ne!(plain & chown, 0);
+        assert_eq!(plain & sys_admin, 0);
+
+        let capabilities = Capability {
+            add_capabilities: vec!["SYS_ADMIN".into()],
+            drop_capabilities: vec!["CHOWN".into(), "NET_RAW".into()],
+            ..Capability::default()
+        };
+        let security = LinuxContainerSecurityContext {
+            capabilities: Some(capabilities),
+            ..LinuxContainerSecurityContext::default()
+        };
+        let id = node.start(
+            &pod,
+            with_security(shell("changed", "sleep 10000"), security),
+        )?;
+        let changed = effective(&id)?;
+        assert_eq!(changed, (plain | sys_admin) & !chown & !net_raw);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_read_only_root_cannot_be_written_and_masked_paths_not_read() -> Result<()> {
+    node::run(Options::kvm(), |node| {
+        let pod = node.busybox_pod("read-only")?;
+        let security = LinuxContainerSecurityContext {
+            readonly_rootfs: true,
+            masked_paths: vec!["/proc/kcore".into()],
+            readonly_paths: vec!["/proc/sys".into()],
+            ..LinuxContainerSecurityContext::default()
+        };
+        let id = node.start(&pod, with_security(shell("c", "sleep 10000"), security))?;
+        let write = node.exec_any(&id, "echo > /file")?;
+        assert!(String::from_utf8_lossy(&write.stderr).contains("Read-only file system"));
+        let sysctl = node.exec_any(&id, "echo 1 > /proc/sys/vm/panic_on_oom")?;
+        assert!(String::from_utf8_lossy(&sysctl.stderr).contains("Read-only file system"));
+        assert_eq!(exec_text(node, &id, "head -c 1 /proc/kcore | wc -c")?, "0");
+        Ok(())
+    })
+}
+
+#[test]
+fn writes_of_one_container_are_not_seen_by_another_of_the_same_image() -> Result<()> {
+    node::run(Options::kvm(), |node| {
+        let pod = node.busybox_pod("apart")?;
+        let one = node.start(&pod, shell("one", "sleep 10000"))?;
+        let two = node.start(&pod, shell("two", "sleep 10000"))?;
+        node.exec(&one, "echo mine > /etc/passwd; rm /bin/vi; mkdir /made")?;
+        assert_eq!(
+            exec_text(node, &two, "grep -c root /etc/passwd; ls /bin/vi")?,
+            "1\n/bin/vi"
+        );
+        assert_ne!(node.exec_any(&two, "ls /made")?.exit_code, 0);
+        assert_eq!(exec_text(node, &one, "cat /etc/passwd")?, "mine");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_privileged_container_needs_a_privileged_pod() -> Result<()> {
+    node::run(Options::kvm(), |node| {
+        let pod = node.busybox_pod("plain")?;
+        let security = LinuxContainerSecurityContext {
+            privileged: true,
+            ..LinuxContainerSecurityContext::default()
+        };
+        let config = with_security(shell("c", "true"), security);
+        let created = node.cri().create(&pod, config, pod_config(node, "plain"));
+        assert_refused(created, Code::InvalidArgument, "privileged");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_vmm_holds_no_descriptor_of_the_daemon_and_no_other_sandboxes_files() -> Result<()> {
+    node::run(Options::kvm(), |node| {
+        let one = node.busybox_pod("one")?;
+        let two = node.cri().run_pod(pod_config(node, "two"))?;
+        for (own, other) in [(&one, &two), (&two, &one)] {
+            let vmm = node.vmm(own)?;
+            for (number, target) in isopod_tests::process::Process::descriptors(vmm.pid) {
+                let target = target.display().to_string();
+                assert!(
+                    !target.contains(other.as_str()),
+                    "descriptor {number}: {target}"
+                );
+                assert!(
+                    !target.ends_with("isopod.sock") && !target.ends_with("daemon.log"),
+                    "{target}"
+                );
+            }
+        }
+        Ok(())
+    })
+}

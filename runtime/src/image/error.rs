@@ -21,13 +21,13 @@ pub(crate) enum ImageError {
         /// As it was given.
         reference: String,
     },
-    /// Every endpoint answered, and none has the image. NOT_FOUND.
-    #[error("image {image}: not found in the registry at {endpoint}")]
+    /// No endpoint has the image, as far as they can be reached. NOT_FOUND.
+    #[error("image {image}: not in the registry: {reason}")]
     NotInRegistry {
         /// The normalised reference.
         image: String,
-        /// The endpoint that was asked last.
-        endpoint: String,
+        /// What each endpoint answered.
+        reason: String,
     },
     /// The image exists, but not for this machine. NOT_FOUND.
     #[error("image {image}: no manifest for linux/amd64")]
@@ -36,24 +36,20 @@ pub(crate) enum ImageError {
         image: String,
     },
     /// The registry wants other credentials, or knows these and refuses. PERMISSION_DENIED.
-    #[error("image {image}: {endpoint} denied access: {reason}")]
+    #[error("image {image}: access denied: {reason}")]
     Denied {
         /// The normalised reference.
         image: String,
-        /// The endpoint that refused.
-        endpoint: String,
-        /// Its HTTP status.
+        /// What each endpoint answered.
         reason: String,
     },
     /// The registry cannot be reached, answers with an error of its own, or stops in the middle,
     /// and trying again did not help. UNAVAILABLE.
-    #[error("image {image}: registry {endpoint}: {reason}")]
+    #[error("image {image}: registry unavailable: {reason}")]
     Unavailable {
         /// The normalised reference.
         image: String,
-        /// The endpoint that was asked last.
-        endpoint: String,
-        /// What happened.
+        /// What each endpoint answered.
         reason: String,
     },
     /// Bytes do not have the digest under which they were asked for. DATA_LOSS.

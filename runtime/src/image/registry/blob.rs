@@ -5,9 +5,9 @@ use reqwest::header::CONTENT_RANGE;
 use reqwest::{Response, StatusCode};
 use tokio::sync::mpsc;
 
+use super::Session;
 use super::manifest::LayerDescriptor;
 use super::request::{Failure, Request, transport};
-use super::{ATTEMPTS, FIRST_BACK_OFF, Session};
 use crate::image::ImageError;
 use crate::image::digest::Hasher;
 
@@ -62,7 +62,7 @@ impl Session {
             offset: 0,
         };
         let mut failures = 0;
-        let mut back_off = FIRST_BACK_OFF;
+        let mut back_off = self.patience.first_back_off;
         loop {
             let start = download.offset;
             let name = layer.digest.to_string();
@@ -81,10 +81,10 @@ impl Session {
                 Ended::NobodyListens => return Ok(()),
                 Ended::Broken(failure) => {
                     if download.offset - start >= PROGRESS {
-                        (failures, back_off) = (0, FIRST_BACK_OFF);
+                        (failures, back_off) = (0, self.patience.first_back_off);
                     }
                     failures += 1;
-                    if failures >= ATTEMPTS {
+                    if failures >= self.patience.attempts {
                         return Err(self.broken(failure));
                     }
                     tracing::debug!(%object, offset = download.offset, ?failure, "resuming");

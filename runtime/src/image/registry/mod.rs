@@ -13,7 +13,7 @@
 //! GET endpoint ── 200 ──> verify ──> done
 //!   │  ├─ 401 ──> authorise (token server or password), once ──> GET again
 //!   │  ├─ 403, 404 ──> next endpoint
-//!   │  └─ 408, 429, 5xx, broken connection ──> wait, GET again, up to ATTEMPTS; then next endpoint
+//!   │  └─ 408, 429, 5xx, broken connection ──> wait, GET again, some times; then next endpoint
 //!   └─ none left ──> the last endpoint's error
 //! ```
 //!
@@ -40,38 +40,58 @@ use super::reference::Reference;
 use super::{Credentials, ImageError};
 use crate::config::RegistryConfig;
 
-/// How often something is asked of one endpoint before it counts as unavailable.
-const ATTEMPTS: u32 = 4;
-/// Before the second attempt; doubled for each further one.
-const FIRST_BACK_OFF: Duration = Duration::from_millis(250);
-/// The longest that an endpoint can make us wait (`Retry-After`).
-const MAX_BACK_OFF: Duration = Duration::from_secs(20);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest silence in the middle of an answer.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_REDIRECTS: usize = 10;
+
+/// How long a registry may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// How often something is asked of one endpoint before it counts as unavailable.
+    pub(crate) attempts: u32,
+    /// Before the second attempt; doubled for each further one.
+    pub(crate) first_back_off: Duration,
+    /// The longest that an endpoint can make us wait (`Retry-After`).
+    pub(crate) max_back_off: Duration,
+    /// For a connection to be made.
+    pub(crate) connect_timeout: Duration,
+    /// Longest silence in the middle of an answer.
+    pub(crate) read_timeout: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            attempts: 4,
+            first_back_off: Duration::from_millis(250),
+            max_back_off: Duration::from_secs(20),
+            connect_timeout: Duration::from_secs(10),
+            read_timeout: Duration::from_secs(30),
+        }
+    }
+}
 
 /// The client, shared by all pulls.
 #[derive(Debug)]
 pub(crate) struct Registry {
     client: Client,
+    patience: Patience,
     config: RegistryConfig,
 }
 
 impl Registry {
     /// Reads the system's CA certificates. Without any, endpoints with plain HTTP still work.
-    pub(crate) fn new(config: &RegistryConfig) -> Self {
+    pub(crate) fn new(config: &RegistryConfig, patience: Patience) -> Self {
         // An error says that one is installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = client_builder().build().unwrap_or_else(|error| {
+        let client = client_builder(patience).build().unwrap_or_else(|error| {
             tracing::warn!(%error, "no TLS: only registries with plain_http can be reached");
-            client_builder()
+            client_builder(patience)
                 .tls_certs_only([])
                 .build()
                 .expect("a client without certificates needs nothing from the system")
         });
         Self {
             client,
+            patience,
             config: config.clone(),
         }
     }
@@ -85,6 +105,7 @@ impl Registry {
         let endpoints = Endpoint::of(reference, &self.config);
         Session {
             client: self.client.clone(),
+            patience: self.patience,
             reference: reference.clone(),
             authorisations: Authorisations::new(endpoints.len(), credentials),
             endpoints,
@@ -97,6 +118,7 @@ impl Registry {
 #[derive(Debug)]
 pub(crate) struct Session {
     client: Client,
+    patience: Patience,
     reference: Reference,
     endpoints: Vec<Endpoint>,
     authorisations: Authorisations,
@@ -126,11 +148,11 @@ impl Session {
     }
 }
 
-fn client_builder() -> reqwest::ClientBuilder {
+fn client_builder(patience: Patience) -> reqwest::ClientBuilder {
     Client::builder()
         .user_agent(concat!("isopod/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(READ_TIMEOUT)
+        .connect_timeout(patience.connect_timeout)
+        .read_timeout(patience.read_timeout)
         .redirect(Policy::custom(redirect))
 }
 

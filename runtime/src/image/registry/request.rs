@@ -6,8 +6,7 @@ use std::time::Duration;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, RANGE, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 
-use super::endpoint::Endpoint;
-use super::{ATTEMPTS, FIRST_BACK_OFF, MAX_BACK_OFF, Session};
+use super::Session;
 use crate::image::ImageError;
 use crate::image::error::chain;
 
@@ -54,22 +53,17 @@ impl Session {
     pub(super) async fn get(&self, request: Request<'_>) -> Result<Response, ImageError> {
         let first = self.preferred.load(Ordering::Relaxed);
         let count = self.endpoints.len();
-        let mut last = None;
+        let mut failures = Vec::new();
         for index in (0..count).map(|step| (first + step) % count) {
             match self.get_patiently(index, request).await {
                 Ok(response) => {
                     self.preferred.store(index, Ordering::Relaxed);
                     return Ok(response);
                 }
-                Err(failure) => {
-                    let endpoint = &self.endpoints[index].host;
-                    tracing::debug!(%endpoint, ?failure, "registry endpoint failed");
-                    last = Some((index, failure));
-                }
+                Err(failure) => failures.push((index, failure)),
             }
         }
-        let (index, failure) = last.expect("there is at least the registry itself");
-        Err(self.error(&self.endpoints[index], failure))
+        Err(self.error(failures))
     }
 
     /// The endpoint that the next request begins with is another one.
@@ -80,19 +74,21 @@ impl Session {
 
     /// What a caller hears when the endpoint that answered last did not do so to the end.
     pub(super) fn broken(&self, failure: Failure) -> ImageError {
-        self.error(
-            &self.endpoints[self.preferred.load(Ordering::Relaxed)],
-            failure,
-        )
+        self.error(vec![(self.preferred.load(Ordering::Relaxed), failure)])
     }
 
     async fn get_patiently(&self, index: usize, request: Request<'_>) -> Result<Response, Failure> {
-        let mut back_off = FIRST_BACK_OFF;
+        let mut back_off = self.patience.first_back_off;
         let mut attempt = 1;
         loop {
             match self.get_once(index, request).await {
-                Err(Failure::Passing { retry_after, .. }) if attempt < ATTEMPTS => {
-                    tokio::time::sleep(retry_after.unwrap_or(back_off).min(MAX_BACK_OFF)).await;
+                Err(Failure::Passing { retry_after, .. }) if attempt < self.patience.attempts => {
+                    tokio::time::sleep(
+                        retry_after
+                            .unwrap_or(back_off)
+                            .min(self.patience.max_back_off),
+                    )
+                    .await;
                     back_off *= 2;
                     attempt += 1;
                 }
@@ -132,21 +128,32 @@ impl Session {
         builder.send().await.map_err(|error| transport(&error))
     }
 
-    /// What a caller hears when an endpoint was the last one.
-    fn error(&self, endpoint: &Endpoint, failure: Failure) -> ImageError {
-        let (image, endpoint) = (self.reference.to_string(), endpoint.host.clone());
-        match failure {
-            Failure::Passing { reason, .. } | Failure::Lasting(reason) => ImageError::Unavailable {
-                image,
-                endpoint,
-                reason,
-            },
-            Failure::NotFound => ImageError::NotInRegistry { image, endpoint },
-            Failure::Denied(reason) => ImageError::Denied {
-                image,
-                endpoint,
-                reason,
-            },
+    /// What a caller hears when no endpoint answered as it should. A registry that says no weighs
+    /// more than one that cannot be reached: on many nodes only the mirrors can.
+    fn error(&self, failures: Vec<(usize, Failure)>) -> ImageError {
+        let (mut denied, mut missing) = (false, false);
+        let reasons = failures.into_iter().map(|(index, failure)| {
+            let reason = match failure {
+                Failure::Passing { reason, .. } | Failure::Lasting(reason) => reason,
+                Failure::NotFound => {
+                    missing = true;
+                    "not found".to_owned()
+                }
+                Failure::Denied(reason) => {
+                    denied = true;
+                    reason
+                }
+            };
+            format!("{}: {reason}", self.endpoints[index].host)
+        });
+        let reason = reasons.collect::<Vec<_>>().join("; ");
+        let image = self.reference.to_string();
+        if denied {
+            ImageError::Denied { image, reason }
+        } else if missing {
+            ImageError::NotInRegistry { image, reason }
+        } else {
+            ImageError::Unavailable { image, reason }
         }
     }
 }

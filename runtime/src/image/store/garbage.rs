@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use tempfile::TempDir;
 
 use super::{Shared, State};
 use crate::image::digest::Digest;
@@ -13,41 +15,49 @@ impl Shared {
     /// leave the store at once; their space is free when this returns and the last disk that uses
     /// them is closed. Blocking.
     pub(super) fn collect_garbage(&self) {
-        let mut graves = Vec::new();
-        {
-            let mut state = self.state();
-            let State {
-                images,
-                names,
-                layers,
-                pins,
-            } = &mut *state;
-            let named: HashSet<Digest> = names.values().copied().collect();
-            images.retain(|id, _| {
-                let keep = named.contains(id);
-                if !keep {
-                    graves.extend(self.bury(&self.image(id)));
-                }
-                keep
-            });
-            let used: HashSet<Digest> = images
-                .values()
-                .flat_map(|image| image.record.layers.iter().map(|layer| layer.diff_id))
-                .collect();
-            layers.retain(|diff_id, _| {
-                let keep = used.contains(diff_id) || pins.contains_key(diff_id);
-                if !keep {
-                    graves.extend(self.bury(&self.layer(diff_id)));
-                }
-                keep
-            });
-        }
+        let graves = {
+            let order = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+            self.bury_garbage(&order)
+        };
         drop(graves);
     }
 
+    /// Takes the garbage out of the store; dropping the result deletes it. Whoever adds an image
+    /// holds `changes` from before it has a name until it has one, so none is taken in between.
+    pub(super) fn bury_garbage(&self, _changes: &MutexGuard<'_, ()>) -> Vec<TempDir> {
+        let mut graves = Vec::new();
+        let mut state = self.state();
+        let State {
+            images,
+            names,
+            layers,
+            pins,
+        } = &mut *state;
+        let named: HashSet<Digest> = names.values().copied().collect();
+        images.retain(|id, _| {
+            let keep = named.contains(id);
+            if !keep {
+                graves.extend(self.bury(&self.image(id)));
+            }
+            keep
+        });
+        let used: HashSet<Digest> = images
+            .values()
+            .flat_map(|image| image.record.layers.iter().map(|layer| layer.diff_id))
+            .collect();
+        layers.retain(|diff_id, _| {
+            let keep = used.contains(diff_id) || pins.contains_key(diff_id);
+            if !keep {
+                graves.extend(self.bury(&self.layer(diff_id)));
+            }
+            keep
+        });
+        graves
+    }
+
     /// Moves a published directory out of the way; dropping the result deletes it.
-    fn bury(&self, path: &Path) -> Option<tempfile::TempDir> {
-        let grave = tempfile::TempDir::new_in(self.temporary());
+    fn bury(&self, path: &Path) -> Option<TempDir> {
+        let grave = TempDir::new_in(self.temporary());
         let moved = grave.and_then(|grave| {
             fs::rename(path, grave.path().join("removed"))?;
             Ok(grave)

@@ -15,7 +15,7 @@
 //! | lock                  | guards                                    | held across            |
 //! |-----------------------|-------------------------------------------|------------------------|
 //! | `state`               | what is known to be on disk, names, pins  | `open` and `rename`    |
-//! | `changes`             | the order of changes to names             | writing `names.json`   |
+//! | `changes`             | that images and their names come together | writing `names.json`   |
 //! | one per layer         | that a layer is downloaded once           | a download             |
 //! | `downloads`, `merges` | how much happens at a time                | a download, a merge    |
 //!

@@ -16,7 +16,7 @@ use crate::image::ImageError;
 use crate::image::digest::Digest;
 use crate::image::layer::{DATA, INDEX, IngestLimits};
 use crate::image::limits::BLOCK_BYTES;
-use crate::image::registry::Registry;
+use crate::image::registry::{Patience, Registry};
 
 /// Layers downloaded and taken in at a time, over all pulls.
 const MAX_DOWNLOADS: usize = 4;
@@ -31,13 +31,22 @@ impl ImageStore {
     /// # Errors
     /// The directories cannot be created, read or swept, or the record of names is damaged.
     pub(crate) fn open(root: &Path, registry: &RegistryConfig) -> Result<Self, ImageError> {
+        Self::open_with(root, registry, Patience::default())
+    }
+
+    /// [`ImageStore::open`] for those who cannot wait.
+    pub(super) fn open_with(
+        root: &Path,
+        registry: &RegistryConfig,
+        patience: Patience,
+    ) -> Result<Self, ImageError> {
         for directory in ["layers", "images"] {
             let path = root.join(directory);
             fs::create_dir_all(&path).map_err(ImageError::io("creating", &path))?;
         }
         let shared = Shared {
             root: root.to_owned(),
-            registry: Registry::new(registry),
+            registry: Registry::new(registry, patience),
             limits: IngestLimits::from_mib(registry.max_layer_mib),
             state: Mutex::new(State::default()),
             changes: Mutex::new(()),

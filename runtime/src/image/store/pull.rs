@@ -178,6 +178,13 @@ impl Shared {
         let bytes = allocated(&directory, &[DATA, INDEX])?;
         let path = self.layer(&diff_id);
         let mut state = self.state();
+        if !state.pins.contains_key(&diff_id) {
+            // The pull failed elsewhere, or was given up. Nobody would ever remove the layer.
+            return Err(ImageError::Unavailable {
+                image: image.to_owned(),
+                reason: "the pull was given up".to_owned(),
+            });
+        }
         fs::rename(&directory, &path).map_err(ImageError::io("publishing", &path))?;
         state.layers.insert(diff_id, bytes);
         drop(state);

@@ -26,8 +26,8 @@ impl ImageStore {
 
 impl Shared {
     fn remove(&self, text: &str) -> Result<(), ImageError> {
-        {
-            let _order = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let graves = {
+            let order = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
             let names = {
                 let state = self.state();
                 let mut names = state.names.clone();
@@ -41,8 +41,9 @@ impl Shared {
             };
             write_names(&self.root.join(NAMES), &names, &self.temporary())?;
             self.state().names = names;
-        }
-        self.collect_garbage();
+            self.bury_garbage(&order)
+        };
+        drop(graves);
         Ok(())
     }
 }

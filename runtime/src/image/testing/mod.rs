@@ -2,11 +2,15 @@
 //! entry by entry, and registries, honest and hostile.
 
 mod mount;
+mod server;
+mod site;
 mod snapshot;
 
 use std::path::PathBuf;
 
 pub(super) use self::mount::Mounted;
+pub(super) use self::server::{Reply, Server};
+pub(super) use self::site::Site;
 pub(super) use self::snapshot::{Snapshot, snapshot};
 
 /// Whether this machine mounts EROFS. Says why not, and fails if `ISOPOD_TEST_REQUIRE` has `mount`.

@@ -8,8 +8,8 @@ use std::process::Command;
 use isopod_tests::registry::{Access, Registry};
 use tempfile::TempDir;
 
-use super::ImageStore;
 use crate::config::{EndpointConfig, RegistryConfig};
+use crate::image::ImageStore;
 use crate::image::testing::{Mounted, Snapshot, cache, can_mount, snapshot};
 
 /// The registry `docker.io` is, for whoever uses the configuration, the one at `host`.

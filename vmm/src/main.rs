@@ -54,9 +54,9 @@ struct Arguments {
 
 #[expect(unsafe_code, reason = "inherited descriptors are taken over")]
 fn main() -> anyhow::Result<ExitCode> {
-    // SAFETY: first thing in `main`, once.
-    let descriptors = unsafe { descriptors::inherited::take_all() }?;
     let arguments = Arguments::parse();
+    // SAFETY: once, and nothing but the parsing of arguments, which opens nothing, was before.
+    let descriptors = unsafe { descriptors::inherited::take_all() }?;
     tracing_subscriber::fmt()
         .with_max_level(log_level())
         .with_writer(std::io::stderr)
@@ -107,8 +107,11 @@ async fn run(dir: &Path, descriptors: Arc<Descriptors>) -> anyhow::Result<Ending
         }
     };
     tracing::info!(reason = ending.reason(), "the guest has ended");
+    // First, as taking the machine down waits for its devices. The daemon can do without it.
+    if let Err(error) = ending.record(dir) {
+        tracing::error!(%error, "exit.json could not be written");
+    }
     let logs = control.stop();
-    ending.record(dir).context("writing exit.json")?;
     if let Some(logs) = logs
         && !logs.finish(LOGS_TIMEOUT).await
     {

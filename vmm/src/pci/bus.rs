@@ -34,8 +34,8 @@ struct Functions {
 /// Bus 0.
 #[derive(Debug)]
 pub(crate) struct PciBus {
-    ecam: Ecam,
     functions: Mutex<Functions>,
+    ecam: Ecam,
 }
 
 impl PciBus {

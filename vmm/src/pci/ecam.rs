@@ -152,8 +152,8 @@ impl Ecam {
 
 impl Drop for Ecam {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own. Its memory slot is gone: the machine drops the
-        // VM, and with it every vCPU, before the bus.
+        // SAFETY: the mapping is this value's own. If its memory slot is still there, no vCPU is: the
+        // machine ends them before it drops the bus.
         unsafe { libc::munmap(self.base.as_ptr().cast(), SIZE) };
     }
 }

@@ -41,7 +41,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use self::common::{Action, CommonConfig, QueueRegisters};
 use self::identity::Capabilities;
 use self::interrupt::FunctionInterrupt;
-use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
+use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 use crate::pci::config::{BAR_SIZE, ConfigSpace, ConfigState};
 use crate::pci::msix::{Msix, MsixState};
 use crate::pci::{Address, Hypervisor};
@@ -88,6 +88,8 @@ pub(crate) struct VirtioPci {
     common: CommonConfig,
     phase: Phase,
     notifiers: Vec<Notifier>,
+    /// A failure was logged. A guest can fail as often as it likes, and shall not fill the log.
+    failed_before: bool,
 }
 
 /// Where a queue's device side has got to.
@@ -143,6 +145,7 @@ impl VirtioPci {
             common,
             phase: Phase::Idle,
             notifiers: Vec::new(),
+            failed_before: false,
         }
     }
 
@@ -263,13 +266,9 @@ impl VirtioPci {
         if !matches!(self.phase, Phase::Idle) {
             return;
         }
-        let device = self.device.name();
         match self.active_queues() {
             Ok(queues) => self.run(queues),
-            Err(error) => {
-                tracing::warn!(device, %error, "the driver's queues are not usable");
-                self.fail();
-            }
+            Err(error) => self.fail(&error),
         }
     }
 
@@ -313,22 +312,17 @@ impl VirtioPci {
                 self.phase = Phase::Running;
                 self.wire_notifiers();
             }
-            Err(error) => self.report_failure(&error),
+            Err(error) => self.fail(&error),
         }
     }
 
-    fn report_failure(&mut self, error: &ActivateError) {
-        let device = self.device.name();
-        tracing::warn!(
-            device,
-            error = error as &dyn std::error::Error,
-            "a device did not start"
-        );
-        self.fail();
-    }
-
     /// The device does not work until the driver resets it.
-    fn fail(&mut self) {
+    fn fail(&mut self, error: &(dyn std::error::Error + 'static)) {
+        if !self.failed_before {
+            let device = self.device.name();
+            tracing::warn!(device, error, "a device did not start and needs a reset");
+            self.failed_before = true;
+        }
         self.unwire_notifiers();
         self.notifiers.clear();
         self.phase = Phase::Idle;

@@ -24,7 +24,7 @@ fn check(text: &str) -> Result<(), IdError> {
 }
 
 /// 32 bytes from the kernel's generator, in hexadecimal.
-fn random_hex() -> io::Result<String> {
+pub(crate) fn random_hex() -> io::Result<String> {
     let mut bytes = [0; HEX_LEN / 2];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(hex::encode(bytes))

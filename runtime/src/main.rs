@@ -21,6 +21,7 @@ mod logging;
 mod record;
 mod sandbox;
 mod serve;
+mod streaming;
 mod table;
 mod vm;
 

@@ -67,7 +67,7 @@ impl ProcessStream {
     ///
     /// [`StreamError::Refused`] when the agent does not know the process or already has a primary
     /// sink for it; the others when the connection breaks.
-    pub(super) async fn open(
+    pub(crate) async fn open(
         connection: UnixStream,
         request: &StreamOpen,
     ) -> Result<Self, StreamError> {

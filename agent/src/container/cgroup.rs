@@ -12,9 +12,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::Pid;
+use oci_spec::runtime::LinuxDeviceCgroup;
 use rustix::io::pread;
 use tokio::io::Interest;
 
+use super::DevicesError;
+use super::devices;
 use crate::descriptor::watch;
 use crate::process::Signal;
 
@@ -62,6 +65,15 @@ impl Cgroup {
         Self {
             path: Path::new(MOUNT).join(relative),
         }
+    }
+
+    /// Limits the devices that processes in the group and below can use.
+    ///
+    /// # Errors
+    ///
+    /// [`DevicesError`].
+    pub(crate) fn restrict_devices(&self, rules: &[LinuxDeviceCgroup]) -> Result<(), DevicesError> {
+        devices::restrict(&self.path, rules)
     }
 
     /// Makes the group `name` below this one.

@@ -13,6 +13,7 @@
 //! ([`crate::service`]) hold its lock: create, start and delete alone, execs together.
 
 mod cgroup;
+mod devices;
 mod id;
 mod spec;
 mod user;
@@ -24,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use isopod_proto::agent;
 
 pub(crate) use cgroup::{Cgroup, CgroupError, MOUNT as CGROUP_MOUNT};
+pub(crate) use devices::DevicesError;
 pub(crate) use id::{ContainerId, ExecId, IdError, Serial};
 pub(crate) use spec::{ContainerSpec, PidNamespace, Place, SpecError, check_strings};
 pub(crate) use user::{Identity, UserError, resolve};

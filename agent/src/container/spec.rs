@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capabilities, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxNamespace,
+    Capabilities, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxDeviceCgroup, LinuxNamespace,
     LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, Mount, MountBuilder, Process,
     RootBuilder, Spec, UserBuilder,
 };
@@ -170,6 +170,18 @@ impl ContainerSpec {
     /// The system call filter.
     pub(crate) fn seccomp(&self) -> Option<&LinuxSeccomp> {
         self.spec.linux().as_ref()?.seccomp().as_ref()
+    }
+
+    /// Rules for devices, beside the standard ones.
+    pub(crate) fn device_rules(&self) -> &[LinuxDeviceCgroup] {
+        let resources = self
+            .spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.resources().as_ref());
+        resources
+            .and_then(|resources| resources.devices().as_deref())
+            .unwrap_or_default()
     }
 
     /// Whether the init's end ends every process: it is PID 1 of a namespace of its own.

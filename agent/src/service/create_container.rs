@@ -78,6 +78,8 @@ impl AgentService {
             .launch_init(container, &spec, request, &identity)
             .await?;
         let pid = init.pid.as_raw();
+        // libcontainer has made the container's own nodes by now; its command does not run yet.
+        container.cgroup.restrict_devices(spec.device_rules())?;
         container.set_created(Created {
             init,
             spec,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ttrpc::Code;
 
 use crate::container::{
-    CgroupError, ContainerId, ExecId, IdError, LookupError, SpecError, UserError,
+    CgroupError, ContainerId, DevicesError, ExecId, IdError, LookupError, SpecError, UserError,
 };
 use crate::helper::{ConsoleError, HelperError, Refusal, RefusalKind};
 use crate::process::{IoError, SignalError};
@@ -97,6 +97,9 @@ pub(crate) enum AgentError {
     /// The cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// The device rules.
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
     /// One of the agent's own files.
     #[error("writing {path}")]
     File {
@@ -130,7 +133,8 @@ impl AgentError {
             | Self::Id(_)
             | Self::Spec(_)
             | Self::User(_)
-            | Self::Signal(_) => Code::INVALID_ARGUMENT,
+            | Self::Signal(_)
+            | Self::Devices(DevicesError::Rule(_)) => Code::INVALID_ARGUMENT,
             Self::Lookup(error) => lookup_code(error),
             Self::Storage(error) => storage_code(error),
             Self::Refused(refusal) => match refusal.kind {
@@ -147,6 +151,7 @@ impl AgentError {
             | Self::Pipe(_)
             | Self::Io(_)
             | Self::Cgroup(_)
+            | Self::Devices(DevicesError::Bpf { .. })
             | Self::File { .. } => Code::INTERNAL,
             Self::GivenUp => Code::UNAVAILABLE,
         }

@@ -115,3 +115,28 @@ fn masked_and_read_only_paths_are() {
         );
     });
 }
+
+#[test]
+fn a_device_that_is_not_allowed_cannot_be_opened_even_through_a_node_of_ones_own() {
+    with_agent(|agent| async move {
+        let script = "mknod /tmp/mem c 1 1 && mknod /tmp/null c 1 3 && mknod /tmp/full c 1 7; \
+                      for name in mem null full; do head -c 1 /tmp/$name | wc -c; done";
+        let probe = spec(&["sh", "-c", script]);
+        let (_, output) = agent.outcome("c1", &probe).await;
+        assert_eq!(output.stdout, "0\n0\n1\n");
+        assert_eq!(output.stderr, "head: /tmp/mem: Operation not permitted\n");
+        // The same for an exec, and not for a privileged container.
+        agent.run("c2", "sleep 1000").await;
+        agent.exec("c2", "e1", &["sh", "-c", script]).await.unwrap();
+        assert_eq!(agent.output("c2", "e1").await.stdout, "0\n0\n1\n");
+        agent.delete("c2").await.unwrap();
+        let mut privileged = probe;
+        privileged["linux"]["resources"] = json!({"devices": [{"allow": true, "access": "rwm"}]});
+        let (_, output) = agent.outcome("c3", &privileged).await;
+        assert!(
+            !output.stderr.contains("not permitted"),
+            "{}",
+            output.stderr
+        );
+    });
+}

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::reference::Reference;
+
 /// Why an image operation failed. Every variant is one row of the gRPC table (`cri`), so what a
 /// caller could act on differently is a variant of its own.
 #[derive(Debug, thiserror::Error)]
@@ -139,19 +141,21 @@ impl ImageError {
         }
     }
 
-    /// Something that a pull writes could not be written.
-    pub(super) fn writing(image: &str, path: &Path, source: io::Error) -> Self {
-        let path = path.to_owned();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull {
-                image: image.to_owned(),
-                path,
-            },
-            _ => Self::Io {
-                action: "writing",
-                path,
-                source,
-            },
+    /// A full disk is the image's error, whatever was being written.
+    pub(super) fn in_pull_of(self, image: &Reference) -> Self {
+        match self {
+            Self::Io { path, source, .. }
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                ) =>
+            {
+                Self::DiskFull {
+                    image: image.to_string(),
+                    path,
+                }
+            }
+            other => other,
         }
     }
 }

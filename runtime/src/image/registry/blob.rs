@@ -128,7 +128,13 @@ impl Session {
             let mut chunk = match response.chunk().await {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => {
-                    let reason = format!("ended after {} bytes", download.offset);
+                    let reason = format!("{} bytes, not {}", download.offset, layer.size);
+                    // All that it announced, and not all that there should be.
+                    let whole =
+                        response.status() == StatusCode::OK && response.content_length().is_some();
+                    if whole {
+                        return Err(self.corrupt(object, reason));
+                    }
                     return Ok(Ended::Broken(Failure::passing(reason)));
                 }
                 Err(error) => return Ok(Ended::Broken(transport(&error))),

@@ -95,24 +95,37 @@ impl Pins {
             layers,
         }
     }
-}
 
-impl Drop for Pins {
-    /// What a failed pull brought along and nothing else needs goes.
-    fn drop(&mut self) {
-        {
-            let mut state = self.shared.state();
-            for layer in &self.layers {
-                if let Some(pins) = state.pins.get_mut(layer) {
-                    *pins -= 1;
-                    if *pins == 0 {
-                        state.pins.remove(layer);
-                    }
+    /// Takes the pins away, and with them what a failed pull brought along. Blocking.
+    pub(super) fn release(mut self) {
+        self.unpin();
+        self.shared.collect_garbage();
+    }
+
+    /// Whether anything was pinned.
+    fn unpin(&mut self) -> bool {
+        let mut state = self.shared.state();
+        for layer in &self.layers {
+            if let Some(pins) = state.pins.get_mut(layer) {
+                *pins -= 1;
+                if *pins == 0 {
+                    state.pins.remove(layer);
                 }
             }
         }
+        drop(state);
+        !std::mem::take(&mut self.layers).is_empty()
+    }
+}
+
+impl Drop for Pins {
+    /// The same for a pull that was given up, as soon as there is a thread for it: futures are
+    /// dropped on threads that must not block.
+    fn drop(&mut self) {
+        if !self.unpin() {
+            return;
+        }
         let shared = Arc::clone(&self.shared);
-        // Deleting takes its time, and futures are dropped on threads that have none.
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(move || shared.collect_garbage())),
             Err(_no_runtime) => shared.collect_garbage(),

@@ -60,9 +60,9 @@ impl Shared {
     fn stage_image(&self, new: &NewImage) -> Result<(tempfile::TempDir, StoredImage), ImageError> {
         let temporary = self.temporary();
         let staging = tempfile::TempDir::new_in(&temporary)
-            .map_err(|error| new.write_error(&temporary, error))?;
+            .map_err(ImageError::io("creating a directory in", &temporary))?;
         let directory = staging.path().join("image");
-        fs::create_dir(&directory).map_err(|error| new.write_error(&directory, error))?;
+        fs::create_dir(&directory).map_err(ImageError::io("writing", &directory))?;
 
         let config: ImageConfiguration =
             serde_json::from_slice(&new.config).map_err(|error| new.refused(error.to_string()))?;
@@ -77,7 +77,7 @@ impl Shared {
             })
             .map_err(|error| match error {
                 ErofsError::TooLarge => new.too_large(error.to_string()),
-                ErofsError::Io(error) => new.write_error(&path, error),
+                ErofsError::Io(error) => ImageError::io("writing", &path)(error),
             })?;
         let layers = layers
             .iter()
@@ -90,7 +90,7 @@ impl Shared {
         let text = serde_json::to_vec_pretty(&record).expect("a record of numbers and digests");
         write_durably(&directory.join(RECORD), &text)
             .and_then(|()| write_durably(&directory.join(CONFIG), &new.config))
-            .map_err(|error| new.write_error(&directory, error))?;
+            .map_err(ImageError::io("writing", &directory))?;
         sync_directory(&directory)?;
         let image = StoredImage {
             record: Arc::new(record),
@@ -181,9 +181,5 @@ impl NewImage {
             object: "its filesystem".to_owned(),
             reason,
         }
-    }
-
-    fn write_error(&self, path: &std::path::Path, error: std::io::Error) -> ImageError {
-        ImageError::writing(&self.reference.to_string(), path, error)
     }
 }

@@ -7,6 +7,8 @@ use std::sync::{Arc, PoisonError};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
 
 use super::garbage::Pins;
 use super::image::NewImage;
@@ -17,13 +19,15 @@ use crate::image::digest::Digest;
 use crate::image::error::chain;
 use crate::image::layer::{DATA, INDEX, Ingested, LayerError, ingest};
 use crate::image::reference::Reference;
-use crate::image::registry::{BlobEvent, LayerDescriptor, Session};
-use crate::image::tar::TarError;
+use crate::image::registry::{BlobEvent, LayerDescriptor, Resolved, Session};
 use crate::image::{Credentials, Image, ImageError};
 
 /// Parts of a blob between the connection and the thread that takes it in: enough that neither
 /// waits for the other's every move.
 const PARTS_IN_FLIGHT: usize = 32;
+
+/// Of a layer that is refused, how much more is read to see whether its digest is right.
+const MAX_REST: u64 = 256 << 20;
 
 impl ImageStore {
     /// Pulls an image and gives it its names. The registry is always asked which image the
@@ -43,44 +47,61 @@ impl ImageStore {
         let session = shared.registry.session(&reference, auth);
         let resolved = session.resolve().await?;
 
-        let mut layers = resolved.layers;
-        let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
-        let pins = Pins::new(shared, diff_ids.clone());
-        layers.sort_unstable_by_key(|layer| layer.diff_id);
-        layers.dedup_by_key(|layer| layer.diff_id);
-        try_join_all(
-            layers
-                .iter()
-                .map(|layer| shared.ensure_layer(&session, &reference, layer)),
-        )
-        .await?;
-
-        let _turn = shared
-            .merges
-            .acquire()
-            .await
-            .expect("the semaphore is never closed");
-        let new = NewImage {
-            digest: resolved.digest,
-            id: resolved.id,
-            config: resolved.config,
-            reference,
-            diff_ids,
-        };
-        let worker = Arc::clone(shared);
-        let image = blocking(move || {
-            let image = worker.add_image(&new);
-            // Here, so that a pull that is given up now does not lose them halfway.
-            drop(pins);
-            image
-        })
-        .await?;
+        let diff_ids = resolved.layers.iter().map(|layer| layer.diff_id).collect();
+        let pins = Arc::new(Pins::new(shared, diff_ids));
+        let work = TaskTracker::new();
+        let pulled = shared
+            .fetch_and_add(&session, &reference, resolved, &pins, &work)
+            .await;
+        // Whoever hears of a failure finds the store as it was before.
+        work.close();
+        work.wait().await;
+        blocking(move || Arc::into_inner(pins).map(Pins::release)).await;
+        let image = pulled.map_err(|error| error.in_pull_of(&reference))?;
         tracing::info!(id = image.id, size = image.size, "image pulled");
         Ok(image)
     }
 }
 
 impl Shared {
+    /// What a pull does once it is known of what; `work` has its threads.
+    async fn fetch_and_add(
+        self: &Arc<Self>,
+        session: &Session,
+        reference: &Reference,
+        resolved: Resolved,
+        pins: &Arc<Pins>,
+        work: &TaskTracker,
+    ) -> Result<Image, ImageError> {
+        let diff_ids = resolved.layers.iter().map(|layer| layer.diff_id);
+        let new = NewImage {
+            reference: reference.clone(),
+            digest: resolved.digest,
+            id: resolved.id,
+            config: resolved.config,
+            diff_ids: diff_ids.collect(),
+        };
+        // A layer that an image has twice is one layer.
+        let mut layers = resolved.layers;
+        layers.sort_unstable_by_key(|layer| layer.diff_id);
+        layers.dedup_by_key(|layer| layer.diff_id);
+        let fetches = layers
+            .iter()
+            .map(|layer| self.ensure_layer(session, reference, layer, work));
+        try_join_all(fetches).await?;
+
+        let turn = self.merges.acquire().await;
+        let _turn = turn.expect("the semaphore is never closed");
+        let (worker, pins) = (Arc::clone(self), Arc::clone(pins));
+        let adding = work.spawn_blocking(move || {
+            let image = worker.add_image(&new);
+            // Here, as a pull that is given up now must not lose them halfway.
+            drop(pins);
+            image
+        });
+        joined(adding).await
+    }
+
     /// Downloads a layer unless it is there. One download at a time, whoever wants it: the others
     /// wait, and if it fails or is given up the next one tries for itself.
     async fn ensure_layer(
@@ -88,6 +109,7 @@ impl Shared {
         session: &Session,
         reference: &Reference,
         layer: &LayerDescriptor,
+        work: &TaskTracker,
     ) -> Result<(), ImageError> {
         let lock = self.layer_lock(layer.diff_id);
         let _download = lock.lock().await;
@@ -99,7 +121,7 @@ impl Shared {
             .acquire()
             .await
             .expect("the semaphore is never closed");
-        self.fetch_layer(session, reference, layer).await
+        self.fetch_layer(session, reference, layer, work).await
     }
 
     fn layer_lock(&self, diff_id: Digest) -> Arc<tokio::sync::Mutex<()>> {
@@ -121,15 +143,18 @@ impl Shared {
         session: &Session,
         reference: &Reference,
         layer: &LayerDescriptor,
+        work: &TaskTracker,
     ) -> Result<(), ImageError> {
         tracing::debug!(digest = %layer.digest, bytes = layer.size, "fetching layer");
         let (sender, receiver) = mpsc::channel(PARTS_IN_FLIGHT);
         let worker = Arc::clone(self);
         let image = reference.to_string();
         let expected = layer.clone();
-        let taking_in =
-            blocking(move || worker.take_in(&image, &expected, BlobReader::new(receiver)));
-        let (downloaded, taken_in) = tokio::join!(session.blob(layer, sender), taking_in);
+        let taking_in = work.spawn_blocking(move || {
+            let mut blob = BlobReader::new(receiver);
+            worker.take_in(&image, &expected, &mut blob)
+        });
+        let (downloaded, taken_in) = tokio::join!(session.blob(layer, sender), joined(taking_in));
         // If both failed, then the second because of the first.
         downloaded.and(taken_in)
     }
@@ -139,25 +164,27 @@ impl Shared {
         &self,
         image: &str,
         layer: &LayerDescriptor,
-        blob: BlobReader,
+        blob: &mut BlobReader,
     ) -> Result<(), ImageError> {
         let temporary = self.temporary();
         let staging = tempfile::TempDir::new_in(&temporary)
-            .map_err(|error| ImageError::writing(image, &temporary, error))?;
+            .map_err(ImageError::io("creating a directory in", &temporary))?;
         let directory = staging.path().join("layer");
-        fs::create_dir(&directory)
-            .map_err(|error| ImageError::writing(image, &directory, error))?;
+        fs::create_dir(&directory).map_err(ImageError::io("creating", &directory))?;
         let object = format!("layer {}", layer.digest);
-        let ingested = ingest(blob, &directory, self.limits).map_err(|error| {
+        let ingested = ingest(&mut *blob, &directory, self.limits).map_err(|error| {
             let (image, object) = (image.to_owned(), object.clone());
             match error {
-                LayerError::Write(error) => ImageError::writing(&image, &directory, error),
+                LayerError::Write(error) => ImageError::io("writing", &directory)(error),
                 LayerError::TooLarge(_) | LayerError::TooMany => ImageError::TooLarge {
                     image,
                     object,
                     reason: chain(&error),
                 },
                 LayerError::Tar(_) | LayerError::Path { .. } | LayerError::Entry { .. } => {
+                    // Perhaps it is not the layer at all: its digest will tell.
+                    let rest = io::copy(&mut blob.take(MAX_REST), &mut io::sink());
+                    tracing::debug!(?rest, "the rest of a layer that is refused");
                     ImageError::Refused {
                         image,
                         object,
@@ -194,8 +221,11 @@ impl Shared {
 
 /// Runs on a blocking thread; a panic there is one here.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work)
-        .await
+    joined(tokio::task::spawn_blocking(work)).await
+}
+
+async fn joined<T>(task: JoinHandle<T>) -> T {
+    task.await
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 

@@ -100,6 +100,7 @@ fn parse(args: &[OsString]) -> Result<Options, ServeError> {
         state_dir: need(state_dir, "--state-dir")?,
         disks,
         cgroup,
+        on_set_up: || {},
     };
     Ok(Options {
         agent: need(agent, "--agent")?,

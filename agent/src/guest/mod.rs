@@ -11,6 +11,7 @@
 mod log;
 mod loopback;
 mod mounts;
+mod processors;
 mod settings;
 
 use std::convert::Infallible;
@@ -63,6 +64,7 @@ fn serve_vsock() -> Result<(), ServeError> {
             state_dir: PathBuf::from(STATE_DIR),
             disks: Disks::Bus(Bus),
             cgroup: PathBuf::from(CGROUP),
+            on_set_up: processors::bring_up,
         };
         settings::apply();
         serve(rpc, streams, surroundings).await

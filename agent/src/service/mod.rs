@@ -64,6 +64,8 @@ pub(crate) struct Surroundings {
     pub(crate) disks: Disks,
     /// Parent of the containers' cgroups, absolute in the hierarchy.
     pub(crate) cgroup: PathBuf,
+    /// What else is to be done once there is a sandbox. May block.
+    pub(crate) on_set_up: fn(),
 }
 
 /// The agent.

@@ -70,6 +70,8 @@ impl AgentService {
 
         let disk = self.surroundings.disks.find(&serial).await?;
         *scratch = Some(Scratch::open(&disk, &self.folder("scratch")).await?);
+        // Nobody waits for it.
+        tokio::task::spawn_blocking(self.surroundings.on_set_up);
         Ok(SetUpSandboxResponse::new())
     }
 

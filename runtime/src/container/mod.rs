@@ -169,7 +169,8 @@ impl Container {
             .take();
     }
 
-    fn wrong_state(&self, verb: &'static str) -> ContainerError {
+    /// The container's state does not allow `verb`.
+    pub(crate) fn wrong_state(&self, verb: &'static str) -> ContainerError {
         ContainerError::State {
             id: self.id.to_string(),
             state: self.state().name(),

@@ -10,6 +10,7 @@ use crate::container::ContainerError;
 use crate::field::FieldError;
 use crate::image::ImageError;
 use crate::sandbox::SandboxError;
+use crate::streaming::TokenError;
 use crate::table::LookupError;
 use crate::vm::{Refusal, StreamError, VmError};
 
@@ -25,6 +26,9 @@ pub(crate) enum CriError {
     /// A container.
     #[error(transparent)]
     Container(#[from] ContainerError),
+    /// A stream's URL.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// The method is not there yet.
     #[error("{0}")]
     Unimplemented(&'static str),
@@ -57,6 +61,8 @@ fn code(error: &CriError) -> Code {
         CriError::Field(_) => Code::InvalidArgument,
         CriError::Sandbox(error) => of_sandbox(error),
         CriError::Container(error) => of_container(error),
+        CriError::Token(TokenError::TooMany) => Code::ResourceExhausted,
+        CriError::Token(TokenError::Random(_)) => Code::Internal,
         CriError::Unimplemented(_) => Code::Unimplemented,
         CriError::Lost(_) => Code::Internal,
     }

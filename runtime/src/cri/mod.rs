@@ -9,10 +9,12 @@
 //!                               └──> image
 //! ```
 
+mod attach;
 mod call;
 mod container_status;
 mod create_container;
 mod error;
+mod exec;
 mod exec_sync;
 mod handler;
 pub(crate) mod image;
@@ -40,6 +42,7 @@ pub(crate) use self::serve::{ServeError, serve};
 use crate::config::Config;
 use crate::container::Containers;
 use crate::sandbox::Sandboxes;
+use crate::streaming;
 
 /// What the methods work on. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -47,4 +50,5 @@ pub(crate) struct Cri {
     config: Arc<Config>,
     sandboxes: Arc<Sandboxes>,
     containers: Arc<Containers>,
+    streaming: Arc<streaming::Server>,
 }

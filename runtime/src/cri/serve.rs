@@ -22,6 +22,7 @@ use crate::container::Containers;
 use crate::image::{ImageError, ImageStore};
 use crate::record::{RecordError, Records};
 use crate::sandbox::{SandboxError, Sandboxes};
+use crate::streaming::{self, StreamingError};
 
 /// Largest message, in bytes, as in containerd.
 const MESSAGE_MAX: usize = 16 << 20;
@@ -55,6 +56,9 @@ pub(crate) enum ServeError {
     /// The sandboxes of an earlier daemon.
     #[error("recovering the sandboxes")]
     Sandboxes(#[from] SandboxError),
+    /// The streaming server.
+    #[error(transparent)]
+    Streaming(#[from] StreamingError),
     /// The gRPC server.
     #[error("serving the CRI")]
     Grpc(#[from] tonic::transport::Error),
@@ -83,12 +87,14 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
     let sandboxes = Arc::new(Sandboxes::open(&config, records.clone())?);
     let containers = Arc::new(Containers::new(images.clone(), records));
     recover(&sandboxes, &containers).await?;
+    let streaming = Arc::new(streaming::Server::start(&config.streaming)?);
     let listener = listen(&config.socket)?;
     let socket = config.socket.clone();
     let cri = Cri {
         config: Arc::new(config),
         sandboxes,
         containers,
+        streaming: Arc::clone(&streaming),
     };
     let runtime = RuntimeServiceServer::new(cri)
         .max_decoding_message_size(MESSAGE_MAX)
@@ -119,6 +125,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
             let _cut_off = tokio::time::timeout(DRAIN_LIMIT, server).await;
         }
     }
+    streaming.shut_down().await;
     fs::remove_file(&socket).map_err(ServeError::io("removing", &socket))
 }
 

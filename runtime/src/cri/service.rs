@@ -9,10 +9,10 @@ use tracing::info_span;
 use super::call::{cancelled_with_client, run};
 use super::error::CriError;
 use super::{
-    Cri, container_status, create_container, exec_sync, list_containers, list_pod_sandbox,
-    pod_sandbox_status, remove_container, remove_pod_sandbox, reopen_container_log,
-    run_pod_sandbox, runtime_config, start_container, status, stop_container, stop_pod_sandbox,
-    version,
+    Cri, attach, container_status, create_container, exec, exec_sync, list_containers,
+    list_pod_sandbox, pod_sandbox_status, remove_container, remove_pod_sandbox,
+    reopen_container_log, run_pod_sandbox, runtime_config, start_container, status, stop_container,
+    stop_pod_sandbox, version,
 };
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -222,12 +222,24 @@ impl RuntimeService for Cri {
         .await
     }
 
-    async fn exec(&self, _: Request<ExecRequest>) -> Answer<ExecResponse> {
-        missing("streams are not served yet: call ExecSync")
+    async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
+        let request = request.into_inner();
+        let cri = self.clone();
+        run(
+            info_span!("Exec", container_id = %request.container_id),
+            async move { exec::exec(&cri, request) },
+        )
+        .await
     }
 
-    async fn attach(&self, _: Request<AttachRequest>) -> Answer<AttachResponse> {
-        missing("streams are not served yet: call ExecSync")
+    async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
+        let request = request.into_inner();
+        let cri = self.clone();
+        run(
+            info_span!("Attach", container_id = %request.container_id),
+            async move { attach::attach(&cri, &request) },
+        )
+        .await
     }
 
     async fn port_forward(&self, _: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {

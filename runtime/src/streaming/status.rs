@@ -1,9 +1,10 @@
 //! What a client reads at the end of a stream: a Kubernetes `meta/v1` Status, as JSON.
 
 use std::error::Error;
-use std::fmt::Write;
 
 use serde_json::{Value, json};
+
+use crate::chain::chain;
 
 /// How a stream ended.
 #[derive(Debug)]
@@ -19,13 +20,7 @@ pub(super) enum End {
 impl End {
     /// A failure, told with its causes.
     pub(super) fn failure(error: &dyn Error) -> Self {
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            write!(text, ": {error}").expect("writing to a string does not fail");
-            cause = error.source();
-        }
-        Self::Failure(text)
+        Self::Failure(chain(error))
     }
 
     /// The Status that clients of `v4.channel.k8s.io` and later expect on the error channel

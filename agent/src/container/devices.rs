@@ -17,6 +17,9 @@ use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 /// Most rules of a spec.
 const RULES_MAX: usize = 1024;
 
+/// How often a program is loaded that signals keep from being loaded.
+const LOAD_ATTEMPTS: u32 = 100;
+
 /// `bpf_cgroup_dev_ctx` (linux/bpf.h): what the program is asked.
 const CTX_ACCESS_AND_TYPE: i16 = 0;
 const CTX_MAJOR: i16 = 4;
@@ -277,7 +280,16 @@ fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
         kern_version: 0,
         prog_flags: 0,
     };
-    let fd = bpf(PROG_LOAD, &attributes)?;
+    let mut attempt = 1;
+    let fd = loop {
+        match bpf(PROG_LOAD, &attributes) {
+            // The kernel's verifier gives up for a signal, a child's end for example.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && attempt < LOAD_ATTEMPTS => {
+                attempt += 1;
+            }
+            result => break result?,
+        }
+    };
     // SAFETY: BPF_PROG_LOAD has made this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
@@ -11,6 +12,7 @@ use std::time::Duration;
 use isopod_proto::STREAM_PORT;
 use isopod_proto::agent::{StreamOpen, StreamRole};
 use isopod_proto::stream::{HEADER_LEN, Header, Kind, MAX_PAYLOAD};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use protobuf::Message;
 use tempfile::TempDir;
 
@@ -283,10 +285,10 @@ async fn a_full_disk_holds_the_container_back_and_loses_no_line() {
 #[tokio::test]
 async fn a_file_limit_in_mid_line_begins_the_line_anew_in_the_next_file() {
     // A pipe that is full takes part of a batch and then nothing, as a disk does.
-    let (mut reader, writer) = UnixStream::pair().unwrap();
-    writer.set_nonblocking(true).unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    fcntl(writer.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
     let agent = agent(Kind::Opened, b"");
-    let file = File::from(std::os::fd::OwnedFd::from(writer));
+    let file = File::from(OwnedFd::from(writer));
     agent.logs.open("box", Some(file)).await.unwrap();
     let (_, mut stream) = agent.opened.recv().unwrap();
     let container = Builder::new().name("container".into()).spawn(move || {
@@ -304,6 +306,7 @@ async fn a_file_limit_in_mid_line_begins_the_line_anew_in_the_next_file() {
     container.unwrap().join().unwrap();
     let mut old = String::new();
     reader.read_to_string(&mut old).unwrap();
+    assert!(!old.ends_with('\n'), "the first file must end in mid-line");
     let whole = old.matches('\n').count();
     let expected: Vec<_> = (whole..200)
         .map(|n| format!("stdout F {n:0>9999}"))

@@ -198,7 +198,6 @@ impl Connection {
         {
             self.phase = Phase::Draining;
             self.to_guest.end();
-            self.to_host.end(stream);
             let _gone = stream.shutdown(Shutdown::Read);
             return true;
         }

@@ -127,6 +127,8 @@ pub(super) struct Guest {
     pub(super) handle: VsockHandle,
     pub(super) dir: TempDir,
     tx_free: Vec<u16>,
+    /// Buffers go back to the device when their packets were taken.
+    pub(super) gives_back: bool,
 }
 
 impl Guest {
@@ -157,6 +159,7 @@ impl Guest {
             handle,
             dir,
             tx_free: (0..TX_SLOTS).collect(),
+            gives_back: true,
         };
         guest.activate();
         guest
@@ -175,7 +178,7 @@ impl Guest {
         self.rx.kick();
     }
 
-    fn offer_buffer(&mut self, index: u16) {
+    pub(super) fn offer_buffer(&mut self, index: u16) {
         let address = RX_BASE + u64::from(index) * 4096;
         self.rx.add(index, &[Buffer::writable(address, RX_LEN)]);
     }
@@ -241,8 +244,10 @@ impl Guest {
         self.memory
             .read_slice(&mut bytes, GuestAddress(address))
             .unwrap();
-        self.offer_buffer(head);
-        self.rx.kick();
+        if self.gives_back {
+            self.offer_buffer(head);
+            self.rx.kick();
+        }
         Some(Wire::parse(&bytes))
     }
 

@@ -196,6 +196,29 @@ fn a_guest_that_does_not_confirm_a_close_is_reset() {
 }
 
 #[test]
+fn a_program_that_leaves_is_noticed_by_a_guest_without_room() {
+    let mut guest = Guest::new();
+    let (stream, mut socket) = guest.open(1);
+    let mut no_room = socket.packet(CREDIT_UPDATE);
+    no_room.buf_alloc = 0;
+    guest.send(&no_room);
+    guest.send(&socket.packet(CREDIT_REQUEST));
+    // That was answered, so the device knows that there is no room.
+    guest.expect(CREDIT_UPDATE);
+    guest.send(&no_room);
+    drop(stream);
+    let flags = loop {
+        let packet = guest.receive();
+        match packet.op {
+            CREDIT_REQUEST => {}
+            SHUTDOWN => break packet.flags,
+            op => panic!("operation {op}"),
+        }
+    };
+    assert_eq!(flags & RECEIVE, RECEIVE);
+}
+
+#[test]
 fn a_half_closed_program_still_reads() {
     let mut guest = Guest::new();
     let (mut stream, mut socket) = guest.open(1);

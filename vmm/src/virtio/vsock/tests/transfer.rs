@@ -250,6 +250,27 @@ fn a_guest_without_buffers_holds_the_program_back() {
 }
 
 #[test]
+fn a_buffer_that_nobody_needs_any_more_is_used_for_another_packet() {
+    let mut guest = Guest::without_buffers();
+    guest.gives_back = false;
+    let buffers = |guest: &mut Guest, indices: std::ops::Range<u16>| {
+        indices.for_each(|index| guest.offer_buffer(index));
+        guest.rx.kick();
+    };
+    buffers(&mut guest, 0..1);
+    let (mut stream, socket) = guest.open(1);
+    // Bytes wait for a buffer; their connection ends before there is one.
+    stream.write_all(b"waiting").unwrap();
+    guest.expect_silence();
+    guest.send(&Wire::new(RST, 1, socket.peer));
+    guest.expect_connections(0);
+    buffers(&mut guest, 1..2);
+    guest.expect_silence();
+    guest.send(&Wire::new(RW, 5, 6));
+    guest.expect(RST);
+}
+
+#[test]
 fn many_small_packets_arrive_in_order() {
     let mut guest = Guest::new();
     let (mut stream, mut socket) = guest.open(1);

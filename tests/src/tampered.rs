@@ -220,7 +220,14 @@ fn answer(mut connection: TcpStream, served: &Served) -> Result<()> {
     }
     let mut words = request.split_whitespace();
     let method = words.next().context("no method")?.to_owned();
-    let path = words.next().context("no path")?.to_owned();
+    // Without the query, in which a mirror's client names the registry it means (`ns`).
+    let path = words
+        .next()
+        .context("no path")?
+        .split('?')
+        .next()
+        .unwrap_or_default()
+        .to_owned();
     let answer = choose(&path, served)?;
     write!(
         connection,

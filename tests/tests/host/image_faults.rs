@@ -28,8 +28,8 @@ fn a_layer_with_another_digest_is_data_loss() -> Result<()> {
 }
 
 #[test]
-fn a_layer_that_is_too_short_is_data_loss() -> Result<()> {
-    pull_fails(Fault::TruncatedLayer, Code::DataLoss, "layer")
+fn a_layer_that_always_ends_too_early_makes_the_registry_unavailable() -> Result<()> {
+    pull_fails(Fault::TruncatedLayer, Code::Unavailable, "ended after")
 }
 
 #[test]

@@ -227,7 +227,7 @@ fn names_that_are_no_references_are_invalid_arguments() -> Result<()> {
     node::run(Options::host().images(Images::None), |node| {
         for name in [
             "",
-            "UPPER/case",
+            "x/UPPER",
             "a//b",
             "registry.test/x:",
             "x@sha256:12",

@@ -1,33 +1,60 @@
-//! `cargo xtask`: the project's own commands.
+//! The project's own commands: `cargo xtask COMMAND`.
+//!
+//! One module per command ([`guest_image`], [`lab`], ...), and what they share: [`setup`] installs
+//! what is missing, [`build`] builds the binaries, [`kvm`] tells whether this machine runs microVMs,
+//! [`project`] knows where things are, [`progress`] says what is going on.
 
-mod cache;
-mod command;
+mod build;
+mod guest_image;
+mod kvm;
 mod lab;
+mod progress;
+mod project;
+mod setup;
 
 use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-/// The project's own commands.
+/// Isopod's own commands.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask")]
-struct Cli {
+#[command(name = "cargo xtask", disable_help_subcommand = true)]
+struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a command where KVM works: an emulated host with a real /dev/kvm.
-    Lab(lab::Args),
+    /// Install what building, testing and the lab need, as far as it is missing
+    Setup,
+    /// Build the guest's kernel and initramfs, and print where they are
+    GuestImage(guest_image::Arguments),
+    /// Run a command on a host that has a real KVM: here, or in an emulated one
+    Lab(lab::Arguments),
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Lab(args) => lab::run_command(&args),
-    };
-    result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        ExitCode::FAILURE
-    })
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Setup => {
+            setup::packages(setup::Need::ALL)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::GuestImage(arguments) => {
+            guest_image::run(&arguments)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Lab(arguments) => lab::run(&arguments),
+    }
 }

@@ -1,147 +1,139 @@
-//! What the lab's kernel starts with: busybox, a few modules, and the first stage's script.
+//! A run's initramfs: busybox, the modules to load, the two halves of PID 1, and the job as shell
+//! scripts. Written anew each time; it is small.
 
-use std::collections::HashMap;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::fmt::Write as _;
+use std::path::Path;
 
-use anyhow::{Context, Result, bail};
-use sha2::{Digest, Sha256};
+use anyhow::{Context as _, Result};
+use isopod_guest_image::cpio::Archive;
 
-use super::host::Host;
-use crate::{cache, command};
+use super::Job;
+use super::kernel::Kernel;
+use super::shell::quote;
 
-/// Loaded before the root file system is there, with what they depend on. Others load themselves.
-const MODULES: &[&str] = &["9p", "9pnet_virtio", "overlay", "virtio_blk", "ext4"];
-
-const FIRST_STAGE: &str = include_str!("first-stage.sh");
-const SECOND_STAGE: &str = include_str!("second-stage.sh");
 const BUSYBOX: &str = "/bin/busybox";
 
-/// The initramfs from the cache, or built into it; keyed by all that goes in.
-pub(super) fn prepare(host: &Host) -> Result<PathBuf> {
-    let modules = load_order(host)?;
-    let busybox = fs::read(BUSYBOX)
-        .with_context(|| format!("reading {BUSYBOX}: install the package busybox-static"))?;
-    let mut key = Sha256::new();
-    for part in [
-        host.release.as_bytes(),
-        FIRST_STAGE.as_bytes(),
-        SECOND_STAGE.as_bytes(),
-        &busybox,
-    ] {
-        key.update(part.len().to_le_bytes());
-        key.update(part);
-    }
-    key.update(modules.join(" "));
-    let path = cache::dir()?
-        .join("lab")
-        .join(format!("initramfs-{}", &hex::encode(key.finalize())[..16]));
-    if !path.exists() {
-        build(host, &modules, &path)?;
-    }
-    Ok(path)
-}
-
-/// Paths of the modules, relative to `lib/modules/<release>`, dependencies first.
-fn load_order(host: &Host) -> Result<Vec<String>> {
-    let path = host.modules.join("modules.dep");
-    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let lines: HashMap<String, Vec<&str>> = text
-        .lines()
-        .filter_map(|line| {
-            let (module, needs) = line.split_once(':')?;
-            Some((
-                module_name(module),
-                [module]
-                    .into_iter()
-                    .chain(needs.split_whitespace())
-                    .collect(),
-            ))
-        })
-        .collect();
-    let mut order = Vec::new();
-    for name in MODULES {
-        let chain = lines
-            .get(&name.replace('-', "_"))
-            .with_context(|| format!("kernel {} has no module {name}", host.release))?;
-        for module in chain.iter().rev() {
-            if !order.iter().any(|seen| seen == module) {
-                order.push((*module).to_owned());
-            }
-        }
-    }
-    Ok(order)
-}
-
-fn module_name(path: &str) -> String {
-    let file = path.rsplit('/').next().unwrap_or(path);
-    file.split('.').next().unwrap_or(file).replace('-', "_")
-}
-
-fn build(host: &Host, modules: &[String], path: &Path) -> Result<()> {
-    let dir = path.with_extension(format!("dir-{}", std::process::id()));
+/// The archive's bytes. `end` is what the lab writes after the command's output.
+pub(super) fn build(kernel: &Kernel, job: &Job, end: &str) -> Result<Vec<u8>> {
+    let mut archive = Archive::new();
     for folder in [
-        "bin", "modules", "dev", "proc", "sys", "lower", "rw", "root",
+        "bin",
+        "dev",
+        "proc",
+        "sys",
+        "lower",
+        "upper",
+        "new",
+        "lab",
+        "lab/modules",
     ] {
-        let folder = dir.join(folder);
-        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        archive.directory(folder, 0o755);
     }
-    fs::copy(BUSYBOX, dir.join("bin/busybox")).context("copying busybox")?;
-    write_script(&dir.join("init"), FIRST_STAGE)?;
-    write_script(&dir.join("second-stage.sh"), SECOND_STAGE)?;
-    let mut order = String::new();
-    for module in modules {
-        let name = format!("{}.ko", module_name(module));
-        let source = host.modules.join(module);
-        let bytes = if source.extension().is_some_and(|end| end == "xz") {
-            let out = Command::new("xz")
-                .arg("-dc")
-                .arg(&source)
-                .output()
-                .context("starting xz")?;
-            if !out.status.success() {
-                bail!("xz failed on {}", source.display());
-            }
-            out.stdout
-        } else {
-            fs::read(&source).with_context(|| format!("reading {}", source.display()))?
-        };
-        fs::write(dir.join("modules").join(&name), bytes).context("writing a module")?;
-        order.push_str(&name);
-        order.push('\n');
-    }
-    fs::write(dir.join("modules/order"), order).context("writing the modules' order")?;
-    archive(&dir, path)?;
-    fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))
-}
-
-fn archive(dir: &Path, path: &Path) -> Result<()> {
-    let unfinished = path.with_extension(format!("tmp-{}", std::process::id()));
-    let file = fs::File::create(&unfinished).context("making the archive")?;
-    command::run(
-        Command::new("sh")
-            .args(["-c", "find . | sort | cpio --quiet -o -H newc"])
-            .current_dir(dir)
-            .stdout(Stdio::from(file)),
+    archive.character_device("dev/console", 0o600, 5, 1);
+    archive.file("bin/busybox", 0o755, &read(Path::new(BUSYBOX))?)?;
+    archive.file("init", 0o755, include_bytes!("first.sh"))?;
+    archive.file("lab/second.sh", 0o755, include_bytes!("second.sh"))?;
+    archive.file(
+        "lab/settings.sh",
+        0o644,
+        settings(kernel, job, end).as_bytes(),
     )?;
-    fs::rename(&unfinished, path).with_context(|| format!("publishing {}", path.display()))
+    archive.file("lab/command.sh", 0o644, command(job).as_bytes())?;
+    let mut order = String::new();
+    for module in &kernel.loaded {
+        let name = module
+            .file_name()
+            .context("a module has a name")?
+            .to_string_lossy();
+        archive.file(&format!("lab/modules/{name}"), 0o644, &read(module)?)?;
+        writeln!(order, "{name}")?;
+    }
+    archive.file("lab/order", 0o644, order.as_bytes())?;
+    Ok(archive.finish())
 }
 
-fn write_script(path: &Path, text: &str) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
-        .context("marking a script executable")
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// What `second.sh` needs to know.
+fn settings(kernel: &Kernel, job: &Job, end: &str) -> String {
+    [
+        ("RELEASE", kernel.release.as_str()),
+        ("MODULES", &kernel.modules.display().to_string()),
+        ("EXCHANGE", if job.exchange.is_some() { "1" } else { "" }),
+        (
+            "SHELL_WANTED",
+            if job.command.is_empty() { "1" } else { "" },
+        ),
+        ("END", end),
+    ]
+    .iter()
+    .fold(String::new(), |script, (name, value)| {
+        format!("{script}{name}={}\n", quote(value))
+    })
+}
+
+/// A script that becomes the command.
+fn command(job: &Job) -> String {
+    let own = |name: &str, default: &str| {
+        (
+            name.to_owned(),
+            std::env::var(name).unwrap_or_else(|_| default.to_owned()),
+        )
+    };
+    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let base = [
+        own("PATH", path),
+        own("HOME", "/root"),
+        own("TERM", "dumb"),
+        ("LANG".to_owned(), "C.UTF-8".to_owned()),
+        ("ISOPOD_LAB".to_owned(), "1".to_owned()),
+    ];
+    let mut words = vec!["exec".to_owned(), "env".to_owned(), "-i".to_owned()];
+    for (name, value) in base.iter().chain(&job.env) {
+        words.push(quote(&format!("{name}={value}")));
+    }
+    let shell = ["/bin/bash".to_owned(), "-i".to_owned()];
+    let command = if job.command.is_empty() {
+        &shell[..]
+    } else {
+        &job.command
+    };
+    words.extend(command.iter().map(|word| quote(word)));
+    format!(
+        "cd {} || exit 126\n{}\n",
+        quote(&job.folder.display().to_string()),
+        words.join(" ")
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Command;
 
     #[test]
-    fn module_name_drops_folder_and_endings() {
-        assert_eq!(module_name("kernel/arch/x86/kvm/kvm-amd.ko.xz"), "kvm_amd");
-        assert_eq!(module_name("kernel/fs/9p/9p.ko"), "9p");
+    fn the_script_runs_the_command_in_its_folder_with_only_the_given_variables() {
+        let mut job = Job::new(vec![
+            "sh".into(),
+            "-c".into(),
+            r#"pwd; echo "$1|$WORD|$SECRET"; exit 3"#.into(),
+            "sh".into(),
+            "it's $HOME".into(),
+        ])
+        .unwrap();
+        job.folder = "/usr".into();
+        job.env = vec![("WORD".into(), "a 'b' $c".into())];
+        let output = Command::new("sh")
+            .args(["-c", &command(&job)])
+            .env("SECRET", "leaked")
+            .output()
+            .unwrap();
+        assert_eq!(
+            String::from_utf8(output.stdout).unwrap(),
+            "/usr\nit's $HOME|a 'b' $c|\n"
+        );
+        assert_eq!(output.status.code(), Some(3));
     }
 }

@@ -1,0 +1,111 @@
+//! `cargo xtask guest-image`: the guest's kernel and initramfs.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use isopod_guest_image::cache::{Cache, digest};
+use isopod_guest_image::initramfs;
+use isopod_guest_image::kernel::{KernelBuild, SOURCE_PACKAGE, Step};
+
+use crate::progress::{say, seconds};
+use crate::{build, project, setup};
+
+/// Options of `cargo xtask guest-image`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Build both a second time, elsewhere, and compare the bytes (takes as long as a first build)
+    #[arg(long)]
+    check_reproducible: bool,
+    /// Only the kernel
+    #[arg(long)]
+    kernel_only: bool,
+}
+
+/// What a guest boots from.
+#[derive(Debug, Clone)]
+pub(crate) struct GuestImage {
+    /// The kernel, an uncompressed ELF image.
+    pub(crate) kernel: PathBuf,
+    /// The initramfs.
+    pub(crate) initramfs: PathBuf,
+}
+
+/// Builds what is asked for and prints it, one file a line: path, length in bytes, SHA-256.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let cache = project::cache();
+    let files = if arguments.kernel_only {
+        vec![kernel(&cache)?]
+    } else {
+        let image = both()?;
+        vec![image.kernel, image.initramfs]
+    };
+    for file in &files {
+        println!(
+            "{}  {} bytes  sha256:{}",
+            file.display(),
+            file.metadata()?.len(),
+            digest(file)?
+        );
+    }
+    if arguments.check_reproducible {
+        let elsewhere = tempfile::tempdir_in(cache.root())?;
+        let other = Cache::at(elsewhere.path());
+        same(&files[0], &kernel(&other)?)?;
+        if let Some(file) = files.get(1) {
+            same(file, &initramfs::build(&other, &build::agent()?)?)?;
+        }
+        say("A second build gave the same bytes");
+    }
+    Ok(())
+}
+
+/// Builds both, or finds them in the cache.
+pub(crate) fn both() -> Result<GuestImage> {
+    let cache = project::cache();
+    Ok(GuestImage {
+        kernel: kernel(&cache)?,
+        initramfs: initramfs::build(&cache, &build::agent()?)?,
+    })
+}
+
+fn kernel(cache: &Cache) -> Result<PathBuf> {
+    setup::packages(&[setup::Need::Kernel])?;
+    let build = KernelBuild {
+        tarball: Path::new("/usr/src").join(format!("{SOURCE_PACKAGE}.tar.xz")),
+        source_version: setup::installed_version(SOURCE_PACKAGE)?
+            .with_context(|| format!("{SOURCE_PACKAGE} is not installed"))?,
+        jobs: std::thread::available_parallelism()?.get() + 1,
+    };
+    let begin = Instant::now();
+    let mut built = false;
+    let kernel = build.build(cache, |step| {
+        built = true;
+        say(match step {
+            Step::Unpack => "Guest kernel: unpacking the source",
+            Step::Configure => "Guest kernel: configuring",
+            Step::Compile => "Guest kernel: compiling, once (about five minutes on two cores)",
+        });
+    })?;
+    if built {
+        say(&format!(
+            "Guest kernel: done after {}",
+            seconds(begin.elapsed())
+        ));
+    }
+    Ok(kernel.vmlinux)
+}
+
+fn same(one: &Path, other: &Path) -> Result<()> {
+    ensure!(one != other, "{} was not built again", one.display());
+    if digest(one)? != digest(other)? {
+        let kept = one.with_extension("other");
+        std::fs::copy(other, &kept)?;
+        bail!(
+            "a second build differs: compare {} and {}",
+            one.display(),
+            kept.display()
+        );
+    }
+    Ok(())
+}

@@ -26,6 +26,7 @@
 pub(crate) mod common;
 mod identity;
 pub(crate) mod interrupt;
+mod queues;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -34,13 +35,13 @@ mod tests;
 use std::sync::Arc;
 
 use serde::Serialize;
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::QueueT;
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use self::common::{Action, CommonConfig, QueueRegisters};
+use self::common::{Action, CommonConfig};
 use self::identity::Capabilities;
 use self::interrupt::FunctionInterrupt;
+use self::queues::Notifier;
 use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 use crate::pci::config::{BAR_SIZE, ConfigSpace, ConfigState};
 use crate::pci::msix::{Msix, MsixState};
@@ -66,14 +67,6 @@ enum Phase {
     Running,
     Paused(Vec<ActiveQueue>),
     Retired,
-}
-
-/// A queue's eventfd and where the hypervisor watches for it.
-#[derive(Debug)]
-struct Notifier {
-    queue: usize,
-    event: EventFd,
-    registered: Option<u64>,
 }
 
 /// A virtio device on the bus.
@@ -256,8 +249,7 @@ impl VirtioPci {
 
     fn notify(&self, queue: usize) {
         if let Some(notifier) = self.notifiers.iter().find(|n| n.queue == queue) {
-            // Only a counter at its limit refuses, and then the worker is due to look anyway.
-            let _ = notifier.event.write(1);
+            notifier.signal();
         }
     }
 
@@ -266,38 +258,13 @@ impl VirtioPci {
         if !matches!(self.phase, Phase::Idle) {
             return;
         }
-        match self.active_queues() {
-            Ok(queues) => self.run(queues),
+        match queues::make(&self.common, &self.memory) {
+            Ok((queues, notifiers)) => {
+                self.notifiers = notifiers;
+                self.run(queues);
+            }
             Err(error) => self.fail(&error),
         }
-    }
-
-    /// Makes each enabled queue and its eventfd.
-    fn active_queues(&mut self) -> Result<Vec<ActiveQueue>, QueueError> {
-        let event_idx = self.common.features() & common::FEATURE_EVENT_IDX != 0;
-        let mut queues = Vec::new();
-        let mut notifiers = Vec::new();
-        for (index, registers) in self.common.queues().iter().enumerate() {
-            if !registers.enabled {
-                continue;
-            }
-            let queue = build_queue(registers, event_idx, &self.memory)
-                .ok_or(QueueError::Registers(index))?;
-            let event = EventFd::new(EFD_NONBLOCK).map_err(QueueError::Event)?;
-            let notify = event.try_clone().map_err(QueueError::Event)?;
-            queues.push(ActiveQueue {
-                index,
-                queue,
-                notify,
-            });
-            notifiers.push(Notifier {
-                queue: index,
-                event,
-                registered: None,
-            });
-        }
-        self.notifiers = notifiers;
-        Ok(queues)
     }
 
     fn run(&mut self, queues: Vec<ActiveQueue>) {
@@ -362,9 +329,7 @@ impl VirtioPci {
         };
         self.run(queues);
         // A worker may have stopped between taking a notification and serving it.
-        for notifier in &self.notifiers {
-            self.notify(notifier.queue);
-        }
+        self.notifiers.iter().for_each(Notifier::signal);
     }
 
     /// Ends the function: the device is idle, nothing of it is known to the hypervisor any more, and
@@ -427,57 +392,4 @@ impl Drop for VirtioPci {
             self.retire();
         }
     }
-}
-
-impl Notifier {
-    /// Where registering fails (two windows over each other, say), writes exit and still arrive.
-    fn move_to(&mut self, wanted: Option<u64>, hypervisor: &dyn Hypervisor) {
-        if self.registered == wanted {
-            return;
-        }
-        if let Some(address) = self.registered.take()
-            && let Err(error) = hypervisor.remove_notifier(address, &self.event)
-        {
-            tracing::warn!(address, %error, "a notification address could not be released");
-        }
-        if let Some(address) = wanted {
-            match hypervisor.add_notifier(address, &self.event) {
-                Ok(()) => self.registered = Some(address),
-                Err(error) => tracing::debug!(address, %error, "notifications will exit"),
-            }
-        }
-    }
-}
-
-/// A driver's queues cannot be used.
-#[derive(Debug, thiserror::Error)]
-enum QueueError {
-    /// Addresses out of memory or not aligned.
-    #[error("queue {0} lies outside guest memory or is not aligned")]
-    Registers(usize),
-    /// No eventfd.
-    #[error("making an event descriptor")]
-    Event(#[source] std::io::Error),
-}
-
-fn build_queue(
-    registers: &QueueRegisters,
-    event_idx: bool,
-    memory: &GuestMemoryMmap,
-) -> Option<Queue> {
-    use vm_memory::GuestAddress;
-    let mut queue = Queue::new(registers.max_size).ok()?;
-    queue.try_set_size(registers.size).ok()?;
-    queue
-        .try_set_desc_table_address(GuestAddress(registers.descriptors))
-        .ok()?;
-    queue
-        .try_set_avail_ring_address(GuestAddress(registers.available))
-        .ok()?;
-    queue
-        .try_set_used_ring_address(GuestAddress(registers.used))
-        .ok()?;
-    queue.set_event_idx(event_idx);
-    queue.set_ready(true);
-    queue.is_valid(memory).then_some(queue)
 }

@@ -3,7 +3,7 @@
 use std::env;
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -34,12 +34,21 @@ pub fn path(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// One of the project's binaries.
+/// One of the project's binaries. Without [`BIN_DIR`], where cargo puts them: beside the folder of
+/// the test that runs.
 ///
 /// # Errors
 /// It was not built.
 pub fn binary(name: &str) -> Result<PathBuf> {
-    let path = path(BIN_DIR)?.join(name);
+    let folder = match env::var_os(BIN_DIR) {
+        Some(folder) => PathBuf::from(folder),
+        None => {
+            let test = env::current_exe()?;
+            let folder = test.parent().and_then(Path::parent);
+            folder.context("the test is in no folder")?.to_owned()
+        }
+    };
+    let path = folder.join(name);
     ensure!(path.exists(), "{} does not exist", path.display());
     Ok(path)
 }

@@ -112,7 +112,9 @@ impl Options {
     pub(super) fn config(&self, node: &Node, registry: Option<&str>) -> Result<String> {
         let text = |path: PathBuf| Value::from(path.display().to_string());
         let mut vm = Table::new();
-        vm.insert("vmm".into(), text(environment::binary("isopod-vmm")?));
+        if !self.vm.contains_key("vmm") {
+            vm.insert("vmm".into(), text(environment::binary("isopod-vmm")?));
+        }
         vm.insert(
             "kernel".into(),
             text(self.file(self.kernel.as_ref(), environment::KERNEL)?),

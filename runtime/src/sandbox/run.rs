@@ -9,6 +9,7 @@ use std::time::Duration;
 use isopod_proto::agent::{Dns, SetUpSandboxRequest};
 use isopod_proto::vmm::{Disk, Extent, StartRequest};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::clock;
 use crate::id::SandboxId;
-use crate::vm::{Launch, Vm};
+use crate::vm::{Launch, Peer, Vm, VmError};
 
 /// Name under which the writable disk is handed to the VMM.
 const SCRATCH_DESCRIPTOR: &str = "scratch";
@@ -188,14 +189,22 @@ impl Sandboxes {
             .instrument(tracing::debug_span!("start"))
             .await?;
         let limit = Duration::from_millis(self.config.start_timeout_ms);
+        let deadline = Instant::now() + limit;
         vm.wait_for_agent(limit)
             .instrument(tracing::debug_span!("wait_for_agent"))
             .await?;
         let request = set_up_request(record);
-        vm.set_up_sandbox(&request)
-            .instrument(tracing::debug_span!("set_up"))
-            .await?;
-        Ok(())
+        let set_up = vm
+            .set_up_sandbox(&request)
+            .instrument(tracing::debug_span!("set_up"));
+        let (peer, method) = (Peer::Agent, "SetUpSandbox");
+        let late = VmError::Timeout {
+            peer,
+            method,
+            limit,
+        };
+        let set_up = tokio::time::timeout_at(deadline, set_up).await;
+        Ok(set_up.unwrap_or(Err(late))?)
     }
 }
 

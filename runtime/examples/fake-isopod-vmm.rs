@@ -1,0 +1,637 @@
+//! A VMM without a virtual machine, for tests of the daemon where there is no KVM.
+//!
+//! It takes what a VMM inherits, answers what a VMM and an agent answer, and runs "containers" as
+//! plain processes of this machine, which die with it. The sandbox's host name chooses how it
+//! misbehaves:
+//!
+//! - `mute`: the agent never answers.
+//! - `stubborn`: the agent does not power off.
+//! - `full`: no container can be created.
+
+#![expect(
+    unsafe_code,
+    reason = "inherited descriptors are taken by their numbers"
+)]
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use isopod_proto::agent::{
+    ContainerInfo, ContainerState, CreateContainerRequest, CreateContainerResponse,
+    DeleteContainerRequest, DeleteContainerResponse, DeleteProcessRequest, DeleteProcessResponse,
+    ExecProcessRequest, ExecProcessResponse, HelloRequest, HelloResponse, ListContainersRequest,
+    ListContainersResponse, PowerOffRequest, PowerOffResponse, SetUpSandboxRequest,
+    SetUpSandboxResponse, SignalProcessRequest, SignalProcessResponse, StartContainerRequest,
+    StartContainerResponse, StreamOpen, WaitProcessRequest, WaitProcessResponse,
+};
+use isopod_proto::agent_ttrpc::{Agent, create_agent};
+use isopod_proto::stream::{HEADER_LEN, Header, Kind};
+use isopod_proto::vmm::{
+    AddDiskRequest, AddDiskResponse, CloseLogRequest, CloseLogResponse, OpenLogRequest,
+    OpenLogResponse, RemoveDiskRequest, RemoveDiskResponse, ReopenLogRequest, ReopenLogResponse,
+    ShutDownRequest, ShutDownResponse, StartRequest, StartResponse, StatusRequest, StatusResponse,
+    WaitLogRequest, WaitLogResponse,
+};
+use isopod_proto::vmm_ttrpc::{Machine, create_machine};
+use isopod_proto::{AGENT_PORT, AGENT_PROTOCOL_VERSION, STREAM_PORT};
+use protobuf::Message as _;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
+use rustix::process::{Pid, Signal};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::process::Command;
+use tokio::sync::{mpsc, watch};
+use ttrpc::Code;
+use ttrpc::asynchronous::transport::Listener;
+use ttrpc::asynchronous::{Server, TtrpcContext};
+use ttrpc::error::get_rpc_status;
+
+type Reply<T> = ttrpc::Result<T>;
+type Output = (Kind, Vec<u8>);
+
+/// A process that a container or an exec stands for.
+struct Process {
+    args: Vec<String>,
+    pid: Mutex<Option<i32>>,
+    exit: watch::Sender<Option<i32>>,
+    sender: Mutex<Option<mpsc::Sender<Output>>>,
+    output: Mutex<Option<mpsc::Receiver<Output>>>,
+}
+
+/// A container's log and whether all of it is written.
+struct Log {
+    file: Arc<Mutex<Option<File>>>,
+    ended: watch::Receiver<bool>,
+}
+
+struct Fake {
+    dir: PathBuf,
+    hostname: Mutex<String>,
+    files: Mutex<HashMap<String, OwnedFd>>,
+    disks: Mutex<BTreeSet<String>>,
+    /// By container id, and container and exec id.
+    processes: Mutex<HashMap<(String, String), Arc<Process>>>,
+    logs: Mutex<HashMap<String, Log>>,
+}
+
+/// The services, which must be types of this crate.
+#[derive(Clone)]
+struct Served(Arc<Fake>);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn refuse<T>(code: Code, text: &str) -> Reply<T> {
+    Err(get_rpc_status(code, text))
+}
+
+impl Process {
+    fn new(args: Vec<String>) -> Arc<Self> {
+        let (sender, receiver) = mpsc::channel(16);
+        Arc::new(Self {
+            args,
+            pid: Mutex::new(None),
+            exit: watch::Sender::new(None),
+            sender: Mutex::new(Some(sender)),
+            output: Mutex::new(Some(receiver)),
+        })
+    }
+
+    fn start(self: &Arc<Self>) -> Reply<()> {
+        let program = &self.args[0];
+        let found = ["", "/bin", "/usr/bin"]
+            .iter()
+            .any(|dir| Path::new(dir).join(program).exists());
+        if !found {
+            return refuse(Code::NOT_FOUND, &format!("{program:?} is not in the image"));
+        }
+        let mut child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .map_err(|error| get_rpc_status(Code::INTERNAL, error))?;
+        *lock(&self.pid) = child.id().and_then(|pid| i32::try_from(pid).ok());
+        let sender = lock(&self.sender)
+            .take()
+            .expect("a process is started once");
+        tokio::spawn(forward(
+            child.stdout.take().expect("piped"),
+            Kind::Stdout,
+            sender.clone(),
+        ));
+        tokio::spawn(forward(
+            child.stderr.take().expect("piped"),
+            Kind::Stderr,
+            sender,
+        ));
+        let process = Arc::clone(self);
+        tokio::spawn(async move {
+            use std::os::unix::process::ExitStatusExt as _;
+            let status = child.wait().await.expect("a child that was not waited for");
+            let code = status
+                .code()
+                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+            process.exit.send_replace(Some(code));
+        });
+        Ok(())
+    }
+
+    fn signal(&self, number: i32) {
+        let pid = lock(&self.pid).and_then(Pid::from_raw);
+        if let (Some(pid), Some(signal), None) =
+            (pid, Signal::from_named_raw(number), *self.exit.borrow())
+        {
+            let _gone = rustix::process::kill_process_group(pid, signal);
+        }
+    }
+
+    async fn wait(&self) -> i32 {
+        let mut exit = self.exit.subscribe();
+        let code = exit
+            .wait_for(Option::is_some)
+            .await
+            .expect("the sender is in self");
+        code.expect("waited for")
+    }
+}
+
+async fn forward(
+    mut pipe: impl tokio::io::AsyncRead + Unpin,
+    kind: Kind,
+    sender: mpsc::Sender<Output>,
+) {
+    let mut buffer = vec![0; 4096];
+    while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
+        if sender.send((kind, buffer[..count].to_vec())).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Writes whole lines in the CRI's format.
+async fn write_log(
+    mut output: mpsc::Receiver<Output>,
+    file: Arc<Mutex<Option<File>>>,
+    ended: watch::Sender<bool>,
+) {
+    let mut rest: HashMap<u8, Vec<u8>> = HashMap::new();
+    while let Some((kind, bytes)) = output.recv().await {
+        let line = rest.entry(kind as u8).or_default();
+        line.extend(bytes);
+        while let Some(end) = line.iter().position(|&byte| byte == b'\n') {
+            let text: Vec<u8> = line.drain(..=end).collect();
+            let name = if kind == Kind::Stdout {
+                "stdout"
+            } else {
+                "stderr"
+            };
+            let mut record = format!("2026-01-01T00:00:00.000000000Z {name} F ").into_bytes();
+            record.extend(text);
+            if let Some(file) = lock(&file).as_mut() {
+                file.write_all(&record).expect("the log can be written");
+            }
+        }
+    }
+    ended.send_replace(true);
+}
+
+impl Fake {
+    fn process(&self, container: &str, exec: &str) -> Reply<Arc<Process>> {
+        let key = (container.to_owned(), exec.to_owned());
+        let found = lock(&self.processes).get(&key).cloned();
+        found.map_or_else(|| refuse(Code::NOT_FOUND, "no such process"), Ok)
+    }
+
+    fn add(&self, container: &str, exec: &str, process: Arc<Process>) {
+        lock(&self.processes).insert((container.to_owned(), exec.to_owned()), process);
+    }
+
+    fn take_file(&self, name: &str) -> Reply<Option<File>> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        match lock(&self.files).remove(name) {
+            Some(fd) => Ok(Some(fd.into())),
+            None => refuse(Code::NOT_FOUND, &format!("no descriptor {name}")),
+        }
+    }
+
+    fn hostname_is(&self, name: &str) -> bool {
+        *lock(&self.hostname) == name
+    }
+
+    /// Ends the process with its last words.
+    fn end(&self, reason: &str) -> ! {
+        let words = format!(
+            r#"{{"reason":"{reason}","message":"","at_ns":{}}}"#,
+            now_ns()
+        );
+        std::fs::write(self.dir.join("exit.json"), words).expect("the folder is there");
+        for process in lock(&self.processes).values() {
+            process.signal(9);
+        }
+        std::process::exit(0)
+    }
+}
+
+fn now_ns() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+#[async_trait::async_trait]
+impl Machine for Served {
+    async fn start(&self, _: &TtrpcContext, _: StartRequest) -> Reply<StartResponse> {
+        Ok(StartResponse::new())
+    }
+
+    async fn status(&self, _: &TtrpcContext, _: StatusRequest) -> Reply<StatusResponse> {
+        let disks = lock(&self.0.disks).iter().cloned().collect();
+        Ok(StatusResponse {
+            vmm_version: "fake".into(),
+            disks,
+            ..Default::default()
+        })
+    }
+
+    async fn add_disk(&self, _: &TtrpcContext, request: AddDiskRequest) -> Reply<AddDiskResponse> {
+        let disk = request.disk.unwrap_or_default();
+        for extent in &disk.extents {
+            self.0.take_file(&extent.descriptor)?;
+        }
+        if !lock(&self.0.disks).insert(disk.serial) {
+            return refuse(Code::ALREADY_EXISTS, "the serial is in use");
+        }
+        Ok(AddDiskResponse::new())
+    }
+
+    async fn remove_disk(
+        &self,
+        _: &TtrpcContext,
+        request: RemoveDiskRequest,
+    ) -> Reply<RemoveDiskResponse> {
+        lock(&self.0.disks).remove(&request.serial);
+        Ok(RemoveDiskResponse::new())
+    }
+
+    async fn open_log(&self, _: &TtrpcContext, request: OpenLogRequest) -> Reply<OpenLogResponse> {
+        let process = self.0.process(&request.container_id, "")?;
+        let Some(output) = lock(&process.output).take() else {
+            return refuse(Code::FAILED_PRECONDITION, "somebody reads the output");
+        };
+        let file = Arc::new(Mutex::new(self.0.take_file(&request.descriptor)?));
+        let (sender, ended) = watch::channel(false);
+        tokio::spawn(write_log(output, Arc::clone(&file), sender));
+        lock(&self.0.logs).insert(request.container_id, Log { file, ended });
+        Ok(OpenLogResponse::new())
+    }
+
+    async fn reopen_log(
+        &self,
+        _: &TtrpcContext,
+        request: ReopenLogRequest,
+    ) -> Reply<ReopenLogResponse> {
+        let file = self.0.take_file(&request.descriptor)?;
+        match lock(&self.0.logs).get(&request.container_id) {
+            Some(log) => *lock(&log.file) = file,
+            None => return refuse(Code::NOT_FOUND, "no such log"),
+        }
+        Ok(ReopenLogResponse::new())
+    }
+
+    async fn wait_log(&self, _: &TtrpcContext, request: WaitLogRequest) -> Reply<WaitLogResponse> {
+        let ended = lock(&self.0.logs)
+            .get(&request.container_id)
+            .map(|log| log.ended.clone());
+        let Some(mut ended) = ended else {
+            return refuse(Code::NOT_FOUND, "no such log");
+        };
+        let limit = Duration::from_millis(request.timeout_ms.into());
+        let ended = tokio::time::timeout(limit, ended.wait_for(|ended| *ended))
+            .await
+            .is_ok();
+        Ok(WaitLogResponse {
+            ended,
+            ..Default::default()
+        })
+    }
+
+    async fn close_log(
+        &self,
+        _: &TtrpcContext,
+        request: CloseLogRequest,
+    ) -> Reply<CloseLogResponse> {
+        lock(&self.0.logs).remove(&request.container_id);
+        Ok(CloseLogResponse::new())
+    }
+
+    async fn shut_down(&self, _: &TtrpcContext, _: ShutDownRequest) -> Reply<ShutDownResponse> {
+        self.0.end("shut-down")
+    }
+}
+
+#[async_trait::async_trait]
+impl Agent for Served {
+    async fn hello(&self, _: &TtrpcContext, _: HelloRequest) -> Reply<HelloResponse> {
+        let protocol_version = AGENT_PROTOCOL_VERSION;
+        Ok(HelloResponse {
+            protocol_version,
+            agent_version: "fake".into(),
+            ..Default::default()
+        })
+    }
+
+    async fn set_up_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: SetUpSandboxRequest,
+    ) -> Reply<SetUpSandboxResponse> {
+        if request.hostname == "mute" {
+            std::future::pending::<()>().await;
+        }
+        *lock(&self.0.hostname) = request.hostname;
+        Ok(SetUpSandboxResponse::new())
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> Reply<CreateContainerResponse> {
+        if self.0.hostname_is("full") {
+            return refuse(Code::RESOURCE_EXHAUSTED, "no room");
+        }
+        let serial = request.rootfs.unwrap_or_default().disk_serial;
+        if !lock(&self.0.disks).contains(&serial) {
+            return refuse(Code::NOT_FOUND, "no such disk");
+        }
+        let spec: serde_json::Value = serde_json::from_slice(&request.spec)
+            .map_err(|error| get_rpc_status(Code::INVALID_ARGUMENT, error))?;
+        let args = serde_json::from_value(spec["process"]["args"].clone())
+            .map_err(|error| get_rpc_status(Code::INVALID_ARGUMENT, error))?;
+        self.0.add(&request.container_id, "", Process::new(args));
+        Ok(CreateContainerResponse {
+            uid: 33,
+            gid: 34,
+            ..Default::default()
+        })
+    }
+
+    async fn start_container(
+        &self,
+        _: &TtrpcContext,
+        request: StartContainerRequest,
+    ) -> Reply<StartContainerResponse> {
+        self.0.process(&request.container_id, "")?.start()?;
+        Ok(StartContainerResponse::new())
+    }
+
+    async fn exec_process(
+        &self,
+        _: &TtrpcContext,
+        request: ExecProcessRequest,
+    ) -> Reply<ExecProcessResponse> {
+        let process = Process::new(request.args);
+        process.start()?;
+        self.0.add(&request.container_id, &request.exec_id, process);
+        Ok(ExecProcessResponse::new())
+    }
+
+    async fn signal_process(
+        &self,
+        _: &TtrpcContext,
+        request: SignalProcessRequest,
+    ) -> Reply<SignalProcessResponse> {
+        self.0
+            .process(&request.container_id, &request.exec_id)?
+            .signal(request.signal);
+        Ok(SignalProcessResponse::new())
+    }
+
+    async fn wait_process(
+        &self,
+        _: &TtrpcContext,
+        request: WaitProcessRequest,
+    ) -> Reply<WaitProcessResponse> {
+        let process = self.0.process(&request.container_id, &request.exec_id)?;
+        let exit_code = process.wait().await;
+        Ok(WaitProcessResponse {
+            exit_code,
+            exited_at_ns: now_ns(),
+            ..Default::default()
+        })
+    }
+
+    async fn delete_process(
+        &self,
+        _: &TtrpcContext,
+        request: DeleteProcessRequest,
+    ) -> Reply<DeleteProcessResponse> {
+        lock(&self.0.processes).remove(&(request.container_id, request.exec_id));
+        Ok(DeleteProcessResponse::new())
+    }
+
+    async fn delete_container(
+        &self,
+        _: &TtrpcContext,
+        request: DeleteContainerRequest,
+    ) -> Reply<DeleteContainerResponse> {
+        lock(&self.0.processes).retain(|(container, _), process| {
+            let other = *container != request.container_id;
+            if !other {
+                process.signal(9);
+            }
+            other
+        });
+        Ok(DeleteContainerResponse::new())
+    }
+
+    async fn list_containers(
+        &self,
+        _: &TtrpcContext,
+        _: ListContainersRequest,
+    ) -> Reply<ListContainersResponse> {
+        let mut containers = Vec::new();
+        for ((container_id, exec), process) in lock(&self.0.processes).iter() {
+            let state = match (*lock(&process.pid), *process.exit.borrow()) {
+                (None, _) => ContainerState::CONTAINER_STATE_CREATED,
+                (Some(_), None) => ContainerState::CONTAINER_STATE_RUNNING,
+                (Some(_), Some(_)) => ContainerState::CONTAINER_STATE_EXITED,
+            };
+            if exec.is_empty() {
+                let (container_id, state) = (container_id.clone(), state.into());
+                containers.push(ContainerInfo {
+                    container_id,
+                    state,
+                    ..Default::default()
+                });
+            }
+        }
+        Ok(ListContainersResponse {
+            containers,
+            ..Default::default()
+        })
+    }
+
+    async fn power_off(&self, _: &TtrpcContext, _: PowerOffRequest) -> Reply<PowerOffResponse> {
+        if self.0.hostname_is("stubborn") {
+            std::future::pending::<()>().await;
+        }
+        self.0.end("power-off")
+    }
+}
+
+/// One connection to the vsock: the handshake, then the agent's service or a stream.
+async fn connection(
+    mut stream: UnixStream,
+    fake: Arc<Fake>,
+    agents: mpsc::UnboundedSender<UnixStream>,
+) -> std::io::Result<()> {
+    let mut line = String::new();
+    while !line.ends_with('\n') {
+        line.push(char::from(stream.read_u8().await?));
+    }
+    let port = line
+        .trim_end()
+        .strip_prefix("CONNECT ")
+        .and_then(|port| port.parse().ok());
+    stream.write_all(b"OK 1073741824\n").await?;
+    if port == Some(AGENT_PORT) {
+        let _ended = agents.send(stream);
+        return Ok(());
+    }
+    assert_eq!(port, Some(STREAM_PORT), "{line:?}");
+    let mut header = [0; HEADER_LEN];
+    stream.read_exact(&mut header).await?;
+    let header = Header::decode(header).map_err(std::io::Error::other)?;
+    let mut payload = vec![0; header.len];
+    stream.read_exact(&mut payload).await?;
+    let open = StreamOpen::parse_from_bytes(&payload)?;
+    let process = fake.process(&open.container_id, &open.exec_id);
+    let output = process
+        .ok()
+        .and_then(|process| lock(&process.output).take());
+    let Some(mut output) = output else {
+        return send(
+            &mut stream,
+            Kind::Error,
+            b"no such process, or its output is taken",
+        )
+        .await;
+    };
+    send(&mut stream, Kind::Opened, b"").await?;
+    while let Some((kind, bytes)) = output.recv().await {
+        send(&mut stream, kind, &bytes).await?;
+    }
+    send(&mut stream, Kind::End, b"").await
+}
+
+async fn send(stream: &mut UnixStream, kind: Kind, payload: &[u8]) -> std::io::Result<()> {
+    stream
+        .write_all(
+            &Header {
+                kind,
+                len: payload.len(),
+            }
+            .encode(),
+        )
+        .await?;
+    stream.write_all(payload).await
+}
+
+/// Takes descriptors for as long as the process lives. Blocking.
+fn take_descriptors(listener: &OwnedFd, fake: &Arc<Fake>) -> std::io::Result<()> {
+    loop {
+        let socket = rustix::net::accept(listener)?;
+        let fake = Arc::clone(fake);
+        std::thread::Builder::new().spawn(move || while take_one(&socket, &fake).is_some() {})?;
+    }
+}
+
+fn take_one(socket: &OwnedFd, fake: &Fake) -> Option<()> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut name = [0; 96];
+    let mut buffer = [std::io::IoSliceMut::new(&mut name)];
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let received = rustix::net::recvmsg(socket, &mut buffer, &mut control, flags).ok()?;
+    let name = String::from_utf8_lossy(name.get(..received.bytes).filter(|n| !n.is_empty())?);
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            lock(&fake.files).extend(fds.map(|fd| (name.to_string(), fd)));
+        }
+    }
+    rustix::net::send(socket, b"", SendFlags::NOSIGNAL)
+        .ok()
+        .map(drop)
+}
+
+/// Inherited descriptors by name.
+fn inherited() -> HashMap<String, OwnedFd> {
+    let names = std::env::var("LISTEN_FDNAMES").expect("started by the daemon");
+    let numbers = 3 as RawFd..;
+    names
+        .split(':')
+        .zip(numbers)
+        // SAFETY: the daemon put one descriptor behind each name, from 3 on, and nobody else here
+        // has touched them.
+        .map(|(name, number)| (name.to_owned(), unsafe { OwnedFd::from_raw_fd(number) }))
+        .collect()
+}
+
+fn listener(fds: &mut HashMap<String, OwnedFd>, name: &str) -> UnixListener {
+    let listener = std::os::unix::net::UnixListener::from(fds.remove(name).expect("inherited"));
+    listener.set_nonblocking(true).expect("a socket");
+    UnixListener::from_std(listener).expect("a socket on a runtime")
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let mut arguments = std::env::args().skip(1);
+    assert_eq!(arguments.next().as_deref(), Some("--dir"));
+    let mut fds = inherited();
+    let (control, vsock) = (listener(&mut fds, "control"), listener(&mut fds, "vsock"));
+    let descriptors = fds.remove("descriptors").expect("inherited");
+    let fake = Arc::new(Fake {
+        dir: arguments.next().expect("--dir DIR").into(),
+        hostname: Mutex::default(),
+        files: Mutex::new(fds),
+        disks: Mutex::new(BTreeSet::from(["scratch".to_owned()])),
+        processes: Mutex::default(),
+        logs: Mutex::default(),
+    });
+    let at = Arc::clone(&fake);
+    std::thread::Builder::new()
+        .spawn(move || take_descriptors(&descriptors, &at))
+        .expect("a thread");
+    let control = tokio_stream::wrappers::UnixListenerStream::new(control);
+    let mut machine = Server::new()
+        .add_listener(Listener::new(control))
+        .register_service(create_machine(Arc::new(Served(Arc::clone(&fake)))));
+    machine.start().await.expect("a listener");
+
+    let (agents, connected) = mpsc::unbounded_channel();
+    let connected = tokio_stream::wrappers::UnboundedReceiverStream::new(connected);
+    let connected = tokio_stream::StreamExt::map(connected, std::io::Result::Ok);
+    let mut agent = Server::new()
+        .add_listener(Listener::new(connected))
+        .register_service(create_agent(Arc::new(Served(Arc::clone(&fake)))));
+    agent.start().await.expect("a listener");
+    loop {
+        let (stream, _) = vsock.accept().await.expect("a listening socket");
+        tokio::spawn(connection(stream, Arc::clone(&fake), agents.clone()));
+    }
+}

@@ -13,6 +13,23 @@ pub(crate) fn agent() -> Result<PathBuf> {
     static_binary("isopod-agent")
 }
 
+/// Builds what a node runs, the daemon and the VMM, and returns the folder that has both.
+pub(crate) fn node() -> Result<PathBuf> {
+    let vmm = static_binary("isopod-vmm")?;
+    let folder = project::target().join("node");
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let mut daemon = cargo();
+    daemon.args(["build", "--quiet", "--package", "isopod", "--target-dir"]);
+    daemon.arg(project::target());
+    step("Building isopod", || run(&mut daemon))?;
+    for binary in [vmm, project::target().join("debug/isopod")] {
+        let name = binary.file_name().context("a binary has a name")?;
+        std::fs::copy(&binary, folder.join(name))
+            .with_context(|| format!("copying {}", binary.display()))?;
+    }
+    Ok(folder)
+}
+
 /// Builds a static release binary of one of the workspace's packages, and returns its path.
 fn static_binary(package: &str) -> Result<PathBuf> {
     // Cargo tells by itself whether there is work, so this always runs.
@@ -30,14 +47,15 @@ fn static_binary(package: &str) -> Result<PathBuf> {
 }
 
 /// Cargo, in the checkout, without what `cargo run` set for this process.
-fn cargo() -> Command {
+pub(crate) fn cargo() -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(project::root());
     command
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// Runs it to the end; an exit status other than 0 is an error.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command
         .status()
         .with_context(|| format!("starting {}", command.get_program().display()))?;

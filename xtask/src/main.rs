@@ -11,6 +11,7 @@ mod lab;
 mod progress;
 mod project;
 mod setup;
+mod test;
 
 use std::process::ExitCode;
 
@@ -33,6 +34,8 @@ enum Command {
     GuestImage(guest_image::Arguments),
     /// Run a command on a host that has a real KVM: here, or in an emulated one
     Lab(lab::Arguments),
+    /// Run the tests: formatting, clippy, unit tests, end-to-end tests
+    Test(test::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -56,5 +59,6 @@ fn run(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Lab(arguments) => lab::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
     }
 }

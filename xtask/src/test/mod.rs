@@ -1,0 +1,53 @@
+//! `cargo xtask test [unit|e2e]`: sets up what the tests need, and runs them.
+//!
+//! - [`unit`]: formatting, clippy, unit tests. Needs no KVM.
+//! - [`e2e`]: the daemon with real images and crictl; containers in microVMs, where KVM is.
+//! - [`count`]: what the test binaries print, summed up in the last line.
+
+mod count;
+mod e2e;
+mod unit;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use count::Count;
+
+/// Options of `cargo xtask test`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Which tests; all of them by default
+    #[arg(value_enum)]
+    suite: Option<Suite>,
+    /// Passed on to the end-to-end test binaries, such as a part of a test's name
+    #[arg(last = true)]
+    filter: Vec<String>,
+}
+
+/// A part of the tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Suite {
+    /// Formatting, clippy, unit tests
+    Unit,
+    /// End-to-end tests
+    E2e,
+}
+
+/// Runs the tests; the last line counts them.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let mut count = Count::default();
+    if arguments.suite != Some(Suite::E2e) {
+        count += unit::run()?;
+    }
+    if arguments.suite != Some(Suite::Unit) {
+        count += e2e::run(&arguments.filter)?;
+    }
+    println!("{count}");
+    Ok(if count.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

@@ -3,6 +3,7 @@
 //! in one table, each under its name, until a request takes them.
 
 pub(crate) mod inherited;
+pub(crate) mod limit;
 pub(crate) mod socket;
 
 use std::collections::HashMap;

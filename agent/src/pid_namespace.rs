@@ -24,6 +24,10 @@ pub(crate) const HOLDER_NAME: &str = "pause";
 /// Who the holder runs as: nobody in particular.
 const HOLDER_ID: u32 = 65534;
 
+/// The kernel's out-of-memory killer takes anyone before the holder (proc_pid_oom_score_adj(5));
+/// the value is that of Kubernetes' own sandboxes.
+const OOM_SCORE: &str = "-998";
+
 /// Any folder: the holder's empty root is mounted over it, in the holder's own mount namespace.
 const ROOT: &str = "/proc";
 
@@ -72,6 +76,8 @@ pub(crate) fn hold() -> ExitCode {
 }
 
 fn give_up_everything() -> nix::Result<()> {
+    // Every container of the namespace would die with it. A host that refuses takes the risk.
+    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(
         None::<&str>,

@@ -100,7 +100,8 @@ fn parse(args: &[OsString]) -> Result<Options, ServeError> {
         state_dir: need(state_dir, "--state-dir")?,
         disks,
         cgroup,
-        on_set_up: || {},
+        before_set_up: || {},
+        after_set_up: || {},
     };
     Ok(Options {
         agent: need(agent, "--agent")?,
@@ -152,6 +153,7 @@ pub(crate) async fn serve(
         .add_listener(rpc)
         .register_service(create_agent(Arc::new(Served(Arc::clone(&service)))));
     server.start().await.map_err(ServeError::Rpc)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "serving");
     service.powered_off().await;
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! All that knows that this is a machine: PID 1's set-up, and its end.
 //!
 //! ```text
-//!  kernel ──> mounts ──> listen on vsock ──> answer, while the rest is set up ──> power off
+//!  kernel ──> mounts ──> listen on vsock ──> answer Hello
+//!                                              └─> SetUpSandbox: settings first, then processors
+//!                                              └─> PowerOff: the service's end, then the machine's
 //! ```
 //!
 //! The kernel starts the agent as `/init` from the initramfs, without a console. The way to the
@@ -64,9 +66,9 @@ fn serve_vsock() -> Result<(), ServeError> {
             state_dir: PathBuf::from(STATE_DIR),
             disks: Disks::Bus(Bus),
             cgroup: PathBuf::from(CGROUP),
-            on_set_up: processors::bring_up,
+            before_set_up: settings::apply,
+            after_set_up: processors::bring_up,
         };
-        settings::apply();
         serve(rpc, streams, surroundings).await
     })
 }

@@ -1,22 +1,26 @@
 //! What a container host's kernel is set to, beyond its defaults.
 //!
-//! Comes after the agent listens. Nothing here can fail in a way that matters more than a warning:
+//! Done when the sandbox is set up: the first answer does not wait for it. Nothing here can fail in a way that matters more than a warning:
 //! a kernel without one of the settings does not need it.
 
 use std::fs;
 use std::path::Path;
 
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 use super::loopback;
 use crate::container::CGROUP_MOUNT;
 
-/// Files that a process may open: what container images are used to (and the kernel's own cap for
-/// one process, `fs.nr_open`).
-const OPEN_FILES: u64 = 1_048_576;
+/// What containers inherit. Open files: what images are used to, and the kernel's own cap for one
+/// process (`fs.nr_open`). Processes of one user: the kernel derives its default from the guest's
+/// small memory; a container's limit is its cgroup's.
+const LIMITS: [(Resource, u64); 2] = [
+    (Resource::RLIMIT_NOFILE, 1_048_576),
+    (Resource::RLIMIT_NPROC, RLIM_INFINITY),
+];
 
-/// As the container engines of hosts set them.
-const SYSCTLS: [(&str, &str); 9] = [
+/// As the container engines of hosts, and systemd, set them.
+const SYSCTLS: [(&str, &str); 10] = [
     // The kubelet checks for these on a host.
     ("vm/overcommit_memory", "1"),
     ("kernel/panic_on_oops", "1"),
@@ -27,6 +31,8 @@ const SYSCTLS: [(&str, &str); 9] = [
     ("vm/max_map_count", "262144"),
     ("fs/inotify/max_user_instances", "8192"),
     ("fs/inotify/max_user_watches", "524288"),
+    // Many short-lived processes should not meet each other's numbers.
+    ("kernel/pid_max", "4194304"),
     // Every container makes a session keyring.
     ("kernel/keys/maxkeys", "20000"),
     ("kernel/keys/maxbytes", "400000"),
@@ -42,8 +48,10 @@ pub(super) fn apply() {
         // Absent where the kernel was built without it.
         let _ = fs::write(Path::new("/proc/sys").join(name), value);
     }
-    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES) {
-        tracing::warn!(%error, "the limit of open files stays as it was");
+    for (resource, limit) in LIMITS {
+        if let Err(error) = setrlimit(resource, limit, limit) {
+            tracing::warn!(?resource, %error, "a limit stays as it was");
+        }
     }
 }
 

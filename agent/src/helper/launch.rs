@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
 
 use super::ROLE;
 use super::protocol::{self, Report, Request};
@@ -17,6 +18,9 @@ use crate::process::{Reaper, Signal};
 
 /// How long an operation may take. The slowest is a create that mounts many volumes.
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Helpers at once; more wait. Each is a process, and a caller may ask for very many.
+const HELPERS_MAX: usize = 32;
 
 /// Most bytes of reports that are heard.
 const REPORTS_MAX: u64 = 64 * 1024;
@@ -60,6 +64,9 @@ pub(crate) async fn launch(
     request: &Request,
     fds: &[BorrowedFd<'_>],
 ) -> Result<Launched, HelperError> {
+    static PERMITS: Semaphore = Semaphore::const_new(HELPERS_MAX);
+    // Never closed, so there always is one at last.
+    let _permit = PERMITS.acquire().await;
     let (ours, theirs) = StdUnixStream::pair().map_err(HelperError::Start)?;
     let child = Command::new("/proc/self/exe")
         .arg0("isopod-agent")

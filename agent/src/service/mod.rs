@@ -64,8 +64,10 @@ pub(crate) struct Surroundings {
     pub(crate) disks: Disks,
     /// Parent of the containers' cgroups, absolute in the hierarchy.
     pub(crate) cgroup: PathBuf,
-    /// What else is to be done once there is a sandbox. May block.
-    pub(crate) on_set_up: fn(),
+    /// What is to be done before the sandbox is set up, and what it asks for can override.
+    pub(crate) before_set_up: fn(),
+    /// What is to be done once there is a sandbox. May block.
+    pub(crate) after_set_up: fn(),
 }
 
 /// The agent.

@@ -43,6 +43,7 @@ impl AgentService {
         if scratch.is_some() {
             return Err(AgentError::AlreadySetUp);
         }
+        (self.surroundings.before_set_up)();
         if request.clock_ns > 0 {
             set_clock(request.clock_ns);
         }
@@ -71,7 +72,7 @@ impl AgentService {
         let disk = self.surroundings.disks.find(&serial).await?;
         *scratch = Some(Scratch::open(&disk, &self.folder("scratch")).await?);
         // Nobody waits for it.
-        tokio::task::spawn_blocking(self.surroundings.on_set_up);
+        tokio::task::spawn_blocking(self.surroundings.after_set_up);
         Ok(SetUpSandboxResponse::new())
     }
 

@@ -210,6 +210,11 @@ impl LayerWriter {
             xattrs,
             ..
         } = entry;
+        // Linux has no other mode for them, whatever an archive says.
+        let mode = match change {
+            Change::Symlink(_) => 0o777,
+            _ => mode,
+        };
         let mut record = Record {
             path,
             change,

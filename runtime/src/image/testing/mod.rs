@@ -5,6 +5,7 @@ mod mount;
 mod server;
 mod site;
 mod snapshot;
+mod stack;
 
 use std::path::PathBuf;
 
@@ -12,6 +13,7 @@ pub(super) use self::mount::Mounted;
 pub(super) use self::server::{Reply, Server};
 pub(super) use self::site::Site;
 pub(super) use self::snapshot::{Snapshot, snapshot};
+pub(super) use self::stack::stack;
 
 /// Whether this machine mounts EROFS. Says why not, and fails if `ISOPOD_TEST_REQUIRE` has `mount`.
 pub(super) fn can_mount() -> bool {

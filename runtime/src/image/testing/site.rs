@@ -1,6 +1,7 @@
 //! An image in memory, and the honest answers about it.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use isopod_tests::images::layer::{Compression, Entry, LayerWriter};
 use isopod_tests::images::oci::{ImageDigests, ImageWriter, MANIFEST};
@@ -58,6 +59,27 @@ impl Site {
             digests,
             blobs: blobs.collect(),
         }
+    }
+
+    /// Writes an OCI layout in which the image is called `it`.
+    pub(in crate::image) fn write(&self, directory: &Path) {
+        let blobs = directory.join("blobs/sha256");
+        std::fs::create_dir_all(&blobs).expect("a directory");
+        for (digest, blob) in &self.blobs {
+            std::fs::write(blobs.join(&digest[7..]), blob).expect("a blob");
+        }
+        let index = json!({
+            "schemaVersion": 2,
+            "manifests": [{
+                "mediaType": MANIFEST,
+                "digest": self.digests.manifest,
+                "size": self.blobs[&self.digests.manifest].len(),
+                "annotations": { "org.opencontainers.image.ref.name": "it" },
+            }],
+        });
+        std::fs::write(directory.join("index.json"), index.to_string()).expect("an index");
+        let layout = r#"{"imageLayoutVersion":"1.0.0"}"#;
+        std::fs::write(directory.join("oci-layout"), layout).expect("a layout");
     }
 
     /// The digest of a layer's blob.

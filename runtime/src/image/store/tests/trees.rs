@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::config::{EndpointConfig, RegistryConfig};
 use crate::image::ImageStore;
-use crate::image::testing::{Mounted, Snapshot, cache, can_mount, snapshot};
+use crate::image::testing::{Mounted, Server, Site, Snapshot, cache, can_mount, snapshot, stack};
 
 /// The registry `docker.io` is, for whoever uses the configuration, the one at `host`.
 fn mirrored(host: &str) -> RegistryConfig {
@@ -55,6 +55,10 @@ fn unpacked(registry: &Registry, image: &str, directory: &Path) -> PathBuf {
         .args(skopeo)
         .arg(&plain)
         .arg(format!("oci:{}:it", layout.display())));
+    unpacked_layout(&layout, directory)
+}
+
+fn unpacked_layout(layout: &Path, directory: &Path) -> PathBuf {
     let bundle = directory.join("bundle");
     run(Command::new("umoci")
         .args(["unpack", "--image"])
@@ -120,4 +124,58 @@ async fn an_image_pulled_from_a_registry_is_the_tree_that_umoci_unpacks() {
         assert!(theirs.len() > 2);
         fs::remove_dir_all(work.path()).expect("an unpacked image");
     }
+}
+
+#[tokio::test]
+async fn random_stacks_of_layers_are_the_trees_that_umoci_unpacks() {
+    if !can_mount() {
+        return;
+    }
+    // More of them, for whoever has the time.
+    let count = std::env::var("ISOPOD_TEST_STACKS").ok();
+    let count = count.map_or(12, |text| text.parse().expect("a number"));
+    for seed in 0..count {
+        let layers = stack(2 * seed + 0x5eed_0001);
+        let site = Site::new(&layers.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        let work = TempDir::new().expect("a directory");
+        let layout = work.path().join("layout");
+        site.write(&layout);
+        let server = Server::start(move |asked| site.answer(asked)).await;
+        let (_root, store) = super::store_for(&server);
+        let image = store.pull(super::IMAGE, None).await.expect("an image");
+        let mounted = Mounted::new(&store.disk(&image.id).expect("a disk"));
+        let theirs = snapshot(&unpacked_layout(&layout, work.path()));
+        eprintln!(
+            "seed {seed}: {} layers, {} entries",
+            layers.len(),
+            theirs.len()
+        );
+        assert_same(&snapshot(&mounted.root()), &theirs);
+    }
+}
+
+#[tokio::test]
+async fn fsck_finds_nothing_wrong_with_a_disk() {
+    let registry = test_images();
+    let root = TempDir::new().expect("a directory");
+    let store = open(&root, &registry);
+    let name = format!("{}/layers:1", registry.host());
+    let image = store.pull(&name, None).await.expect("an image");
+    let disk = store.disk(&image.id).expect("a disk");
+    // As several devices: Debian's fsck.erofs does not look for them on one disk.
+    let path = |extent: &crate::image::DiskExtent| {
+        let link = format!(
+            "/proc/self/fd/{}",
+            std::os::fd::AsRawFd::as_raw_fd(&extent.file)
+        );
+        fs::read_link(link).expect("a path")
+    };
+    let (metadata, blobs) = disk.extents.split_first().expect("metadata");
+    let devices = blobs
+        .iter()
+        .map(|blob| format!("--device={}", path(blob).display()));
+    run(Command::new("fsck.erofs")
+        .args(devices)
+        .arg("--extract")
+        .arg(path(metadata)));
 }

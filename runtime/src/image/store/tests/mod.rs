@@ -37,7 +37,7 @@ fn store(root: &Path, config: &RegistryConfig) -> ImageStore {
         first_back_off: Duration::from_millis(5),
         max_back_off: Duration::from_millis(50),
         connect_timeout: Duration::from_millis(500),
-        read_timeout: Duration::from_millis(300),
+        read_timeout: Duration::from_secs(1),
     };
     ImageStore::open_with(root, config, patience).expect("a store")
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use isopod_tests::images::layer::Entry;
 use isopod_tests::registry::{Access, Registry};
 use tempfile::TempDir;
 
@@ -178,4 +179,44 @@ async fn fsck_finds_nothing_wrong_with_a_disk() {
         .args(devices)
         .arg("--extract")
         .arg(path(metadata)));
+}
+
+#[tokio::test]
+async fn a_directory_of_many_files_finds_each_of_them() {
+    if !can_mount() {
+        return;
+    }
+    let count = std::env::var("ISOPOD_TEST_FILES").ok();
+    let count: usize = count.map_or(20_000, |text| text.parse().expect("a number"));
+    let site = Site::with(1, |_, layer| {
+        // Not in order, and of every length that a name can have.
+        for number in 0..count {
+            let number = number.wrapping_mul(7919) % count;
+            let name = format!("many/{number}-{}", "n".repeat(number % 240));
+            layer.add(&Entry::file(name, [])).expect("an entry");
+        }
+    });
+    let server = Server::start(move |asked| site.answer(asked)).await;
+    let (_root, store) = super::store_for(&server);
+    let started = std::time::Instant::now();
+    let image = store.pull(super::IMAGE, None).await.expect("an image");
+    eprintln!("{count} files pulled in {:?}", started.elapsed());
+    let status = fs::read_to_string("/proc/self/status").expect("proc");
+    eprintln!(
+        "{:?}",
+        status.lines().find(|line| line.starts_with("VmHWM"))
+    );
+    let mounted = Mounted::new(&store.disk(&image.id).expect("a disk"));
+    let directory = mounted.root().join("many");
+    assert_eq!(
+        fs::read_dir(&directory).expect("a directory").count(),
+        count
+    );
+    for number in 0..count {
+        let name = format!("{number}-{}", "n".repeat(number % 240));
+        assert!(
+            fs::symlink_metadata(directory.join(&name)).is_ok(),
+            "{name}"
+        );
+    }
 }

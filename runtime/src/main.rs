@@ -10,6 +10,7 @@
 )]
 
 mod chain;
+mod client;
 mod clock;
 mod config;
 mod container;
@@ -19,16 +20,22 @@ mod id;
 mod image;
 mod logging;
 mod record;
+mod run;
 mod sandbox;
-mod serve;
 mod streaming;
 mod table;
+mod version;
 mod vm;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use tokio::runtime::Runtime;
+
+use crate::config::Config;
+use crate::version::OutputFormat;
 
 /// Runs every Kubernetes pod in its own microVM.
 #[derive(Debug, Parser)]
@@ -37,10 +44,6 @@ struct Cli {
     /// The configuration file [default: /etc/isopod/config.toml, or the defaults if there is none]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// error, warn, info, debug, trace, or a filter such as isopod=debug,tonic=warn
-    /// [default: the environment's ISOPOD_LOG, then log_level of the configuration]
-    #[arg(long, global = true, value_name = "FILTER")]
-    log_level: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -48,7 +51,32 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Be the node's CRI server
-    Serve(serve::Args),
+    Serve(ServeArgs),
+    /// Run a command in a pod of its own
+    Run(Box<run::Args>),
+    /// Tell what is installed here and what runs
+    Version(VersionArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ServeArgs {
+    /// Print the documented configuration file with every default, and exit
+    #[arg(long)]
+    print_default_config: bool,
+    /// error, warn, info, debug, trace, or a filter such as isopod=debug,tonic=warn
+    /// [default: the environment's ISOPOD_LOG, then log_level of the configuration]
+    #[arg(long, value_name = "FILTER")]
+    log_level: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+struct VersionArgs {
+    /// The daemon's CRI socket [default: the configuration's]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t)]
+    output: OutputFormat,
 }
 
 /// Exit status when the command itself failed, rather than what it ran or checked.
@@ -56,15 +84,64 @@ const EXIT_FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result = match cli.command {
-        Command::Serve(args) => {
-            serve::execute(&args, cli.config.as_deref(), cli.log_level.as_deref())
-        }
+    let config = cli.config.as_deref();
+    let (result, failure) = match cli.command {
+        Command::Serve(args) => (serve(&args, config), EXIT_FAILURE),
+        Command::Run(args) => (run(&args, config), run::EXIT_RUN_FAILED),
+        Command::Version(args) => (version(&args, config), EXIT_FAILURE),
     };
     result.unwrap_or_else(|error| {
         eprintln!("isopod: {error:#}");
-        ExitCode::from(EXIT_FAILURE)
+        let run = error.downcast_ref::<run::RunError>();
+        ExitCode::from(run.map_or(failure, run::RunError::exit_status))
     })
+}
+
+fn serve(args: &ServeArgs, config: Option<&Path>) -> Result<ExitCode> {
+    if args.print_default_config {
+        print!("{}", config::SAMPLE);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let config = Config::load(config)?;
+    logging::init(args.log_level.as_deref(), &config.log_level)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the asynchronous runtime")?
+        .block_on(cri::serve(config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run(args: &run::Args, config: Option<&Path>) -> Result<ExitCode> {
+    let socket = socket(args.socket.as_deref(), config)?;
+    let runtime = single_threaded()?;
+    let code = runtime.block_on(run::run(args, &socket));
+    // A write to a pipe that nobody reads may still wait, and must not keep us here.
+    runtime.shutdown_background();
+    Ok(ExitCode::from(code?))
+}
+
+fn version(args: &VersionArgs, config: Option<&Path>) -> Result<ExitCode> {
+    let socket = socket(args.socket.as_deref(), config)?;
+    let text = single_threaded()?.block_on(version::version(&socket, args.output));
+    println!("{text}");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The daemon's CRI socket: the one that was named, or the configuration's.
+fn socket(named: Option<&Path>, config: Option<&Path>) -> Result<PathBuf> {
+    let socket = match named {
+        Some(socket) => socket.to_owned(),
+        None => Config::load(config)?.socket,
+    };
+    std::path::absolute(&socket).with_context(|| format!("{} is no path", socket.display()))
+}
+
+fn single_threaded() -> Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the asynchronous runtime")
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! [`project`] knows where things are, [`progress`] says what is going on.
 
 mod build;
+mod demo;
 mod guest_image;
 mod kvm;
 mod lab;
@@ -12,6 +13,7 @@ mod progress;
 mod project;
 mod setup;
 mod test;
+mod test_images;
 
 use std::process::ExitCode;
 
@@ -28,6 +30,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run a container from a registry's image in its own microVM, from nothing
+    Demo(demo::Arguments),
     /// Install what building, testing and the lab need, as far as it is missing
     Setup,
     /// Build the guest's kernel and initramfs, and print where they are
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Setup => {
             setup::packages(setup::Need::ALL)?;
             Ok(ExitCode::SUCCESS)

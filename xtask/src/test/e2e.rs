@@ -12,7 +12,7 @@ use super::Count;
 use crate::guest_image::{self, GuestImage};
 use crate::lab::{self, Job};
 use crate::progress::{say, step};
-use crate::{build, kvm, project, setup};
+use crate::{build, kvm, setup, test_images};
 
 /// The whole suite, in an emulated host.
 const TIMEOUT: Duration = Duration::from_secs(45 * 60);
@@ -40,7 +40,7 @@ pub(super) fn run(filter: &[String]) -> Result<Count> {
         binaries: build::node()?,
         image: guest_image::both()?,
         tools,
-        images: test_images()?,
+        images: test_images::build()?,
     };
     let host = test_binary("host")?;
     let e2e = test_binary("e2e")?;
@@ -124,34 +124,6 @@ fn in_microvms(binary: &Path, parts: &Parts, filter: &[String]) -> Result<Count>
         "the tests ended with status {status}"
     );
     Ok(count)
-}
-
-/// The storage of a registry with the test images, from the cache if it is there.
-fn test_images() -> Result<PathBuf> {
-    step("Building the test images", || {
-        let mut cargo = build::cargo();
-        cargo.args([
-            "run",
-            "--quiet",
-            "--package",
-            "isopod-tests",
-            "--bin",
-            "isopod-test-images",
-            "--",
-        ]);
-        let output = cargo
-            .arg(project::cache().root())
-            .stderr(Stdio::inherit())
-            .output()
-            .context("starting cargo")?;
-        ensure!(
-            output.status.success(),
-            "building the test images failed ({})",
-            output.status
-        );
-        let path = String::from_utf8(output.stdout).context("the path of the test images")?;
-        Ok(PathBuf::from(path.trim()))
-    })
 }
 
 /// What cargo says of a file that it made.

@@ -136,6 +136,7 @@ fn of_vm(error: &VmError) -> Code {
             | Refusal::Unimplemented
             | Refusal::Other => Code::Internal,
         },
+        VmError::Missing { .. } | VmError::AgentVersion { .. } => Code::FailedPrecondition,
         VmError::Timeout { .. } => Code::DeadlineExceeded,
         VmError::Ended(_) | VmError::Broken { .. } => Code::Unavailable,
         VmError::Stream(error) => match error {
@@ -147,7 +148,6 @@ fn of_vm(error: &VmError) -> Code {
         },
         VmError::Io { .. }
         | VmError::BadReply { .. }
-        | VmError::AgentVersion { .. }
         | VmError::Descriptor { .. }
         | VmError::Immortal(_) => Code::Internal,
     }

@@ -85,6 +85,17 @@ pub(crate) enum VmError {
         #[source]
         source: io::Error,
     },
+    /// Something that every machine needs is not there, or may not be opened: the node's fault.
+    #[error("the {what}, {}, cannot be used (`isopod doctor` tells more)", path.display())]
+    Missing {
+        /// As the configuration calls it.
+        what: &'static str,
+        /// Where it should be.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// The machine ended first.
     #[error("the virtual machine has ended: {0}")]
     Ended(VmEnd),
@@ -167,6 +178,14 @@ impl VmError {
             path,
             source,
         }
+    }
+
+    pub(super) fn missing(
+        what: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Missing { what, path, source }
     }
 
     pub(super) fn rpc(peer: Peer, method: &'static str, error: &ttrpc::Error) -> Self {

@@ -72,7 +72,7 @@ pub(super) fn spawn(dir: &Path, launch: Launch) -> Result<VmmProcess, VmError> {
     inherit(&mut command, fds).map_err(VmError::io("passing descriptors to", &vmm))?;
     // `Child` is dropped without waiting, on purpose: the process outlives the daemon, and while
     // the daemon lives the pidfd's reader reaps it.
-    let mut child = command.spawn().map_err(VmError::io("starting", &vmm))?;
+    let mut child = command.spawn().map_err(VmError::missing("VMM", &vmm))?;
     let pid = i32::try_from(child.id()).map_err(io::Error::other);
     pid.and_then(VmmProcess::of_child).map_err(|error| {
         // Nobody would ever hold it. Neither call can fail on a child that was not waited for.
@@ -96,9 +96,12 @@ fn inheritance(dir: &Path, launch: Launch) -> Result<Vec<(String, OwnedFd)>, VmE
             descriptors::VSOCK,
             bound(&dir.join(VSOCK_SOCKET), socket::listen)?,
         ),
-        (descriptors::KVM, open_device(&launch.kvm)?),
-        (descriptors::KERNEL, open(&launch.kernel)?),
-        (descriptors::INITRAMFS, open(&launch.initramfs)?),
+        (descriptors::KVM, open_device("KVM device", &launch.kvm)?),
+        (descriptors::KERNEL, open("guest kernel", &launch.kernel)?),
+        (
+            descriptors::INITRAMFS,
+            open("initramfs", &launch.initramfs)?,
+        ),
     ];
     if launch.debug_console {
         fds.push((
@@ -114,15 +117,14 @@ fn bound(path: &Path, bind: impl FnOnce(&Path) -> io::Result<OwnedFd>) -> Result
     bind(path).map_err(VmError::io("listening on", path))
 }
 
-fn open(path: &Path) -> Result<OwnedFd, VmError> {
-    File::open(path)
-        .map(Into::into)
-        .map_err(VmError::io("opening", path))
+fn open(what: &'static str, path: &Path) -> Result<OwnedFd, VmError> {
+    let opened = File::open(path);
+    opened.map(Into::into).map_err(VmError::missing(what, path))
 }
 
-fn open_device(path: &Path) -> Result<OwnedFd, VmError> {
+fn open_device(what: &'static str, path: &Path) -> Result<OwnedFd, VmError> {
     let opened = File::options().read(true).write(true).open(path);
-    opened.map(Into::into).map_err(VmError::io("opening", path))
+    opened.map(Into::into).map_err(VmError::missing(what, path))
 }
 
 fn create(path: &Path) -> Result<File, VmError> {
@@ -225,6 +227,9 @@ mod tests {
             files: Vec::new(),
         };
         let error = spawn(dir.path(), launch).unwrap_err();
-        assert_eq!(error.to_string(), "opening /nowhere/vmlinux");
+        assert_eq!(
+            error.to_string(),
+            "the guest kernel, /nowhere/vmlinux, cannot be used (`isopod doctor` tells more)"
+        );
     }
 }

@@ -70,7 +70,8 @@ fn a_command_that_does_not_exist_is_named_and_leaves_nothing_running() -> Result
             &pod,
             container_config("c", "busybox", &["/no/such/command"]),
         )?;
-        assert_refused(node.cri().start(&id), Code::NotFound, "/no/such/command");
+        let missing = "/no/such/command";
+        assert_refused(node.cri().start(&id), Code::FailedPrecondition, missing);
         let status = node.cri().container_status(&id)?;
         assert_eq!(status.state(), ContainerState::ContainerExited);
         assert_eq!(status.exit_code, 128, "as containerd has it");

@@ -3,12 +3,6 @@
 //! One subcommand, one module; what they share is the configuration. `serve` is the whole CRI
 //! server, the others are short-lived and talk to it through its socket.
 
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "the rooms land one after the other; the last one removes this line"
-)]
-
 mod chain;
 mod client;
 mod clock;
@@ -17,6 +11,11 @@ mod container;
 mod cri;
 mod field;
 mod id;
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "parts of it wait for their callers"
+)]
 mod image;
 mod logging;
 mod record;

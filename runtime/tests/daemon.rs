@@ -170,9 +170,8 @@ fn vmm_killed_while_the_daemon_is_away_is_found_dead() -> Result<()> {
             vmm.kill();
         }
         node.start_daemon()?;
-        assert_eq!(pod_state(node, &pod)?, PodSandboxState::SandboxNotready);
-        let status = node.cri().container_status(&running)?;
-        assert_eq!(status.state(), ContainerState::ContainerExited);
+        wait_not_ready(node, &pod)?;
+        let status = node.wait_exited(&running)?;
         assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
         // Its name is still taken, as before.
         let error = node.cri().run_pod(pod_config(node, "victim")).unwrap_err();

@@ -79,7 +79,7 @@ impl Containers {
         let stream = vm
             .open_stream(&StreamOpen {
                 container_id: container.id.to_string(),
-                exec_id: process.id.to_string(),
+                exec_id: process.id.as_str().to_owned(),
                 role: StreamRole::STREAM_ROLE_PRIMARY.into(),
                 stdin: request.stdin,
                 ..Default::default()

@@ -40,10 +40,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::config::{ContainerConfig, Resources};
+pub(crate) use self::config::ContainerConfig;
 pub(crate) use self::error::ContainerError;
-pub(crate) use self::exec::{Exec, ExecProcess, ExecRequest};
-pub(crate) use self::exec_sync::ExecOutput;
+pub(crate) use self::exec::ExecRequest;
 use self::record::ContainerPhase;
 pub(crate) use self::record::ContainerUser;
 pub(crate) use self::signal::Signal;
@@ -107,15 +106,6 @@ impl Containers {
     /// When none or several do.
     pub(crate) fn find(&self, id: &str) -> Result<Arc<Container>, ContainerError> {
         Ok(self.table.find(id)?)
-    }
-
-    /// The id that an id, or a unique beginning of one, stands for.
-    ///
-    /// # Errors
-    ///
-    /// When there is none, or more than one.
-    pub(crate) fn resolve(&self, id: &str) -> Result<ContainerId, ContainerError> {
-        Ok(self.find(id)?.id.clone())
     }
 
     /// Every container, by id.

@@ -38,7 +38,7 @@ mod version;
 
 use std::sync::Arc;
 
-pub(crate) use self::serve::{ServeError, serve};
+pub(crate) use self::serve::serve;
 use crate::config::Config;
 use crate::container::Containers;
 use crate::sandbox::Sandboxes;

@@ -125,7 +125,7 @@ impl PodConfig {
 }
 
 /// Whether a path is absolute and goes nowhere but down.
-pub(crate) fn is_plain_absolute(path: &Path) -> bool {
+fn is_plain_absolute(path: &Path) -> bool {
     path.is_absolute() && !path.components().any(|part| part == Component::ParentDir)
 }
 

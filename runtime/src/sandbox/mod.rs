@@ -34,11 +34,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, watch};
 
-pub(crate) use self::config::{PodConfig, is_plain_absolute};
+pub(crate) use self::config::PodConfig;
 pub(crate) use self::error::SandboxError;
 pub(crate) use self::record::{SandboxPhase, SandboxRecord};
 use self::scratch::ScratchTemplate;
-pub(crate) use self::size::GuestSize;
 pub(crate) use self::undo::Undo;
 use crate::config::{Config, VmConfig};
 use crate::id::SandboxId;

@@ -9,6 +9,7 @@ mod clock;
 mod config;
 mod container;
 mod cri;
+mod doctor;
 mod field;
 mod id;
 #[allow(
@@ -53,6 +54,8 @@ enum Command {
     Serve(ServeArgs),
     /// Run a command in a pod of its own
     Run(Box<run::Args>),
+    /// Check whether this machine can run microVMs, and say what to do if not
+    Doctor(DoctorArgs),
     /// Tell what is installed here and what runs
     Version(VersionArgs),
 }
@@ -66,6 +69,13 @@ struct ServeArgs {
     /// [default: the environment's ISOPOD_LOG, then log_level of the configuration]
     #[arg(long, value_name = "FILTER")]
     log_level: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+struct DoctorArgs {
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t)]
+    output: OutputFormat,
 }
 
 #[derive(Debug, clap::Args)]
@@ -87,6 +97,7 @@ fn main() -> ExitCode {
     let (result, failure) = match cli.command {
         Command::Serve(args) => (serve(&args, config), EXIT_FAILURE),
         Command::Run(args) => (run(&args, config), run::EXIT_RUN_FAILED),
+        Command::Doctor(args) => (Ok(doctor(&args, config)), EXIT_FAILURE),
         Command::Version(args) => (version(&args, config), EXIT_FAILURE),
     };
     result.unwrap_or_else(|error| {
@@ -118,6 +129,15 @@ fn run(args: &run::Args, config: Option<&Path>) -> Result<ExitCode> {
     // A write to a pipe that nobody reads may still wait, and must not keep us here.
     runtime.shutdown_background();
     Ok(ExitCode::from(code?))
+}
+
+fn doctor(args: &DoctorArgs, config: Option<&Path>) -> ExitCode {
+    let report = doctor::examine(Config::load(config));
+    println!("{}", report.print(args.output));
+    match report.is_ok() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(EXIT_FAILURE),
+    }
 }
 
 fn version(args: &VersionArgs, config: Option<&Path>) -> Result<ExitCode> {

@@ -1,5 +1,6 @@
 //! The commands' way to the daemon: its CRI socket.
 
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,13 +18,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
     /// Nobody answers on the socket.
-    #[error("no daemon answers on {} (is `isopod serve` running, and are you root?)", socket.display())]
+    #[error(
+        "no daemon answers on {}: {reason} (is `isopod serve` running, and are you root?)",
+        socket.display()
+    )]
     Connect {
         /// The CRI socket.
         socket: PathBuf,
-        /// Why.
-        #[source]
-        source: tonic::transport::Error,
+        /// Why: the last of tonic's causes, which repeat each other.
+        reason: String,
     },
     /// The socket's path is none.
     #[error("{} cannot be a socket's path", socket.display())]
@@ -55,9 +58,9 @@ impl Client {
         let uri = format!("unix://{}", socket.to_str().ok_or_else(path)?);
         let endpoint = Endpoint::from_shared(uri).map_err(|_invalid| path())?;
         let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await;
-        let channel = channel.map_err(|source| ClientError::Connect {
+        let channel = channel.map_err(|error| ClientError::Connect {
             socket: socket.to_owned(),
-            source,
+            reason: last_cause(&error),
         })?;
         Ok(Self {
             runtime: RuntimeServiceClient::new(channel.clone())
@@ -65,4 +68,11 @@ impl Client {
             image: ImageServiceClient::new(channel).max_decoding_message_size(ANSWER_MAX),
         })
     }
+}
+
+fn last_cause(mut error: &dyn Error) -> String {
+    while let Some(cause) = error.source() {
+        error = cause;
+    }
+    error.to_string()
 }

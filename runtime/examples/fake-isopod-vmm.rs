@@ -7,6 +7,7 @@
 //! - `mute`: the agent never answers.
 //! - `stubborn`: the agent does not power off.
 //! - `full`: no container can be created.
+//! - `frozen`: creating a container takes for ever.
 
 #![expect(
     unsafe_code,
@@ -373,6 +374,9 @@ impl Agent for Served {
     ) -> Reply<CreateContainerResponse> {
         if self.0.hostname_is("full") {
             return refuse(Code::RESOURCE_EXHAUSTED, "no room");
+        }
+        if self.0.hostname_is("frozen") {
+            std::future::pending::<()>().await;
         }
         let serial = request.rootfs.unwrap_or_default().disk_serial;
         if !lock(&self.0.disks).contains(&serial) {

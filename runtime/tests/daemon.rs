@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use isopod_proto::cri::{
-    ContainerFilter, ContainerState, PodSandboxFilter, PodSandboxState, PodSandboxStateValue,
-    RunPodSandboxRequest,
+    ContainerFilter, ContainerState, ExecSyncRequest, PodSandboxFilter, PodSandboxState,
+    PodSandboxStateValue, RunPodSandboxRequest,
 };
 use isopod_tests::log::{Stream, texts};
 use isopod_tests::node::{Images, Node, Options, image, pod_config, run, shell};
@@ -347,6 +347,65 @@ fn exec_sync_returns_output_and_ends_what_takes_too_long() -> Result<()> {
         let error = node.cri().exec(&id, &[], 0).unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument, "{error}");
         Ok(())
+    })
+}
+
+#[test]
+fn exec_sync_returns_every_byte_of_a_command_that_writes_and_leaves() -> Result<()> {
+    on_fake(START_TIMEOUT_MS, |node| {
+        let pod = node.busybox_pod("writer")?;
+        let id = node.start(&pod, shell("main", "exec sleep 1000"))?;
+        let answer = node.exec_any(&id, "yes 0123456789abcde | head -c 3000000")?;
+        assert_eq!(answer.stdout.len(), 3_000_000);
+        Ok(())
+    })
+}
+
+#[test]
+fn command_whose_caller_leaves_is_killed() -> Result<()> {
+    on_fake(START_TIMEOUT_MS, |node| {
+        let pod = node.busybox_pod("abandoned")?;
+        let id = node.start(&pod, shell("main", "exec sleep 1000"))?;
+        let request = ExecSyncRequest {
+            container_id: id,
+            cmd: vec!["sleep".into(), "888".into()],
+            timeout: 0,
+        };
+        let error = node
+            .cri()
+            .runtime(async |mut cri| {
+                let call = cri.exec_sync(request);
+                let gave_up = tonic::Status::cancelled("the test gave up");
+                let limit = Duration::from_secs(1);
+                tokio::time::timeout(limit, call)
+                    .await
+                    .unwrap_or(Err(gave_up))
+            })
+            .unwrap_err();
+        assert_eq!(error.code(), Code::Cancelled, "{error}");
+        let sleeps = || {
+            let mut all = Process::all().into_iter();
+            all.any(|one| one.command_line == "sleep 888")
+        };
+        wait_for("the command to be killed", LIMIT, || {
+            (!sleeps()).then_some(())
+        })
+    })
+}
+
+#[test]
+fn sandbox_whose_guest_hangs_in_a_creation_can_be_stopped() -> Result<()> {
+    on_fake(START_TIMEOUT_MS, |node| {
+        let pod = node.busybox_pod("frozen")?;
+        std::thread::scope(|scope| {
+            let creating = scope.spawn(|| node.create(&pod, shell("main", "true")));
+            std::thread::sleep(Duration::from_secs(1));
+            node.cri().stop_pod(&pod)?;
+            let created = creating.join().expect("the call does not panic");
+            let error = created.unwrap_err().downcast::<tonic::Status>()?;
+            assert_eq!(error.code(), Code::Unavailable, "{error}");
+            Ok(())
+        })
     })
 }
 

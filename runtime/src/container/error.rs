@@ -58,7 +58,7 @@ pub(crate) enum ContainerError {
     /// A command took longer than the caller wants to wait. It has been killed.
     #[error("the command did not end within {} s", .0.as_secs())]
     ExecTimeout(Duration),
-    /// The caller went away before the container was made.
+    /// The caller went away before the work was done, and it was undone.
     #[error("the request was cancelled")]
     Cancelled,
     /// The sandbox it is in.

@@ -90,17 +90,27 @@ impl Containers {
 }
 
 impl ExecProcess {
-    /// Waits until the process has exited, forgets it and returns its exit code, 0 to 255. Dropped
-    /// before that, it kills the process.
+    /// Waits until the process has exited and returns its exit code, 0 to 255.
+    ///
+    /// # Errors
+    ///
+    /// When the machine ends first, or its agent cannot be reached.
+    pub(super) async fn exited(&self) -> Result<i32, ContainerError> {
+        let exit = self.vm.wait(&self.container_id, Some(&self.id)).await?;
+        Ok(exit.code)
+    }
+
+    /// Waits until the process has exited, forgets it and returns its exit code, 0 to 255. Its
+    /// output has been read to the end. Dropped before that, it kills the process.
     ///
     /// # Errors
     ///
     /// When the machine ends first, or its agent cannot be reached.
     pub(crate) async fn wait(mut self) -> Result<i32, ContainerError> {
-        let exit = self.vm.wait(&self.container_id, Some(&self.id)).await?;
+        let code = self.exited().await?;
         self.waited = true;
         self.vm.delete_process(&self.container_id, &self.id).await?;
-        Ok(exit.code)
+        Ok(code)
     }
 
     /// A refusal leaves nothing to kill; after anything else the process may be there.

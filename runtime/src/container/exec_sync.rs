@@ -14,7 +14,7 @@ const OUTPUT_MAX: usize = 16 << 20;
 
 /// How long output may go on after the command has exited: a process that it left in the
 /// background may hold the pipe for ever.
-const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a command did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -49,25 +49,21 @@ impl Containers {
             let Exec { stream, process } = self.exec(&container.id, request).await?;
             let (output, _input) = stream.split();
             let mut collected = ExecOutput::default();
-            let exit_code = {
+            {
                 let reading = collect(output, &mut collected);
                 tokio::pin!(reading);
-                let waiting = process.wait();
-                tokio::pin!(waiting);
                 tokio::select! {
-                    read = &mut reading => {
-                        read?;
-                        waiting.await?
-                    }
-                    exit_code = &mut waiting => {
+                    read = &mut reading => read?,
+                    exited = process.exited() => {
+                        exited?;
                         if let Ok(read) = tokio::time::timeout(DRAIN_LIMIT, reading).await {
                             read?;
                         }
-                        exit_code?
                     }
                 }
-            };
-            collected.exit_code = exit_code;
+            }
+            // Only now: the agent forgets the process, and what it still has to say, with it.
+            collected.exit_code = process.wait().await?;
             Ok(collected)
         };
         match limit {

@@ -12,8 +12,8 @@ use crate::vm::{Vm, VmError};
 /// longer, and no byte is lost by it.
 pub(super) const LOG_LIMIT: Duration = Duration::from_secs(5);
 
-/// Pause after a connection to the agent broke.
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// First and longest pause after a connection to the agent broke.
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 impl Containers {
     /// Follows a container in a task of its own.
@@ -75,6 +75,7 @@ impl Container {
 
 /// Waits for the process and then for its output.
 async fn exit(container: &Container, vm: &Vm, started_at_ns: i64) -> ContainerExit {
+    let mut pause = RETRY_PAUSE.0;
     let exit = loop {
         match vm.wait(&container.id, None).await {
             Ok(exit) => break ContainerExit::of_process(started_at_ns, exit),
@@ -83,7 +84,8 @@ async fn exit(container: &Container, vm: &Vm, started_at_ns: i64) -> ContainerEx
             Err(error) => {
                 let container_id = container.id.as_str();
                 tracing::warn!(container_id, error = %error, "waiting for a container again");
-                tokio::time::sleep(RETRY_PAUSE).await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(RETRY_PAUSE.1);
             }
         }
     };

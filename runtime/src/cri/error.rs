@@ -3,13 +3,16 @@
 //! No `_` arms: a new error must say here what it means to a caller. The message is the error with
 //! its causes.
 
+use std::io;
+
 use tonic::{Code, Status};
 
 use crate::chain::chain;
 use crate::container::ContainerError;
 use crate::field::FieldError;
 use crate::image::ImageError;
-use crate::sandbox::SandboxError;
+use crate::record::RecordError;
+use crate::sandbox::{SandboxError, ScratchError};
 use crate::streaming::TokenError;
 use crate::table::LookupError;
 use crate::vm::{Refusal, StreamError, VmError};
@@ -76,9 +79,12 @@ fn of_sandbox(error: &SandboxError) -> Code {
         SandboxError::NotReady { .. } => Code::FailedPrecondition,
         SandboxError::Cancelled => Code::Cancelled,
         SandboxError::Vm(error) => of_vm(error),
-        SandboxError::Scratch(_) | SandboxError::Record(_) | SandboxError::Io { .. } => {
-            Code::Internal
-        }
+        SandboxError::Scratch(error) => match error {
+            ScratchError::Io { source, .. } => of_io(source),
+            ScratchError::Mkfs { .. } => Code::Internal,
+        },
+        SandboxError::Record(error) => of_record(error),
+        SandboxError::Io { source, .. } => of_io(source),
     }
 }
 
@@ -97,7 +103,25 @@ fn of_container(error: &ContainerError) -> Code {
         ContainerError::Cancelled => Code::Cancelled,
         ContainerError::Sandbox(error) => of_sandbox(error),
         ContainerError::Vm(error) => of_vm(error),
-        ContainerError::Record(_) | ContainerError::Io { .. } => Code::Internal,
+        ContainerError::Record(error) => of_record(error),
+        ContainerError::Io { source, .. } => of_io(source),
+    }
+}
+
+fn of_record(error: &RecordError) -> Code {
+    match error {
+        RecordError::Io { source, .. } => of_io(source),
+        RecordError::Json { .. } | RecordError::Version { .. } | RecordError::Interrupted => {
+            Code::Internal
+        }
+    }
+}
+
+/// A full disk is for somebody else to empty; everything else is the daemon's own trouble.
+fn of_io(error: &io::Error) -> Code {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::ResourceExhausted,
+        _ => Code::Internal,
     }
 }
 

@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use isopod_proto::cri::{ExecSyncRequest, ExecSyncResponse};
+use tokio_util::sync::CancellationToken;
 
 use super::Cri;
 use super::error::CriError;
+use crate::container::ContainerError;
 
 pub(super) async fn exec_sync(
     cri: &Cri,
     request: ExecSyncRequest,
+    cancel: &CancellationToken,
 ) -> Result<ExecSyncResponse, CriError> {
     let container = cri.containers.find(&request.container_id)?;
     // Seconds; 0 means as long as it takes.
@@ -17,10 +20,10 @@ pub(super) async fn exec_sync(
         .ok()
         .filter(|seconds| *seconds > 0);
     let limit = limit.map(Duration::from_secs);
-    let output = cri
-        .containers
-        .exec_sync(&container, request.cmd, limit)
-        .await?;
+    let run = cri.containers.exec_sync(&container, request.cmd, limit);
+    // Nobody waits for the answer: the command is killed, as if its time was over.
+    let output = cancel.run_until_cancelled(run).await;
+    let output = output.unwrap_or(Err(ContainerError::Cancelled))?;
     Ok(ExecSyncResponse {
         stdout: output.stdout,
         stderr: output.stderr,

@@ -215,9 +215,10 @@ impl RuntimeService for Cri {
     async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Answer<ExecSyncResponse> {
         let request = request.into_inner();
         let cri = self.clone();
+        let (cancel, _guard) = cancelled_with_client();
         run(
             info_span!("ExecSync", container_id = %request.container_id),
-            async move { exec_sync::exec_sync(&cri, request).await },
+            async move { exec_sync::exec_sync(&cri, request, &cancel).await },
         )
         .await
     }

@@ -27,7 +27,7 @@ pub(super) async fn stop_pod_sandbox(
 
 /// Containers first, so that their exits and last output are kept; then the machine.
 pub(super) async fn stop(cri: &Cri, sandbox: &Sandbox) -> Result<(), CriError> {
-    let _closed = sandbox.close().await;
+    let _closed = sandbox.close().await?;
     cri.containers.kill_all(sandbox).await;
     Ok(cri.sandboxes.stop(sandbox).await?)
 }

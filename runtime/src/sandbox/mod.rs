@@ -31,12 +31,14 @@ mod undo;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, watch};
 
 pub(crate) use self::config::PodConfig;
 pub(crate) use self::error::SandboxError;
 pub(crate) use self::record::{SandboxPhase, SandboxRecord};
+pub(crate) use self::scratch::ScratchError;
 use self::scratch::ScratchTemplate;
 pub(crate) use self::undo::Undo;
 use crate::config::{Config, VmConfig};
@@ -44,6 +46,9 @@ use crate::id::SandboxId;
 use crate::record::Records;
 use crate::table::{Names, Reservation, Table};
 use crate::vm::{Vm, VmEnd};
+
+/// How long a sandbox that is stopped waits for containers in the making.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Serial number of the writable disk.
 const SCRATCH_SERIAL: &str = "scratch";
@@ -226,9 +231,23 @@ impl Sandbox {
 
     /// Turns new containers away and waits until those in the making are made or undone. The
     /// sandbox stays closed: whoever stops it may fail and try again, and nothing else.
-    pub(crate) async fn close(&self) -> OwnedRwLockWriteGuard<()> {
+    ///
+    /// # Errors
+    ///
+    /// When the machine has to be ended for it, and does not end.
+    pub(crate) async fn close(&self) -> Result<OwnedRwLockWriteGuard<()>, SandboxError> {
         self.stopping.store(true, Ordering::Release);
-        Arc::clone(&self.gate).write_owned().await
+        let gate = Arc::clone(&self.gate).write_owned();
+        tokio::pin!(gate);
+        if let Ok(closed) = tokio::time::timeout(CLOSE_LIMIT, &mut gate).await {
+            return Ok(closed);
+        }
+        // A guest that does not answer holds them up; without it they fail at once.
+        tracing::warn!(sandbox_id = %self.id, "ending a machine that does not answer");
+        if let Some(vm) = &self.vm {
+            vm.kill().await?;
+        }
+        Ok(gate.await)
     }
 
     /// Writes the record, unless it is gone for good.

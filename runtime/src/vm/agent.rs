@@ -27,11 +27,13 @@ use crate::clock;
 use crate::id::{ContainerId, ExecId};
 
 /// How long the guest may take for a call that starts or changes something.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
+/// How long it may take to pass on a signal.
+const SIGNAL_LIMIT: Duration = Duration::from_secs(10);
 /// How long it may take to accept a connection and say hello, once it is up.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long it may take to unmount everything and leave.
-const POWER_OFF_LIMIT: Duration = Duration::from_secs(3);
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(10);
 /// First and longest pause between two attempts to reach a guest that boots.
 const BOOT_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
 /// Most containers that an agent may claim to have.
@@ -199,7 +201,7 @@ impl Agent {
         };
         let answer = client.signal_process(Context::default(), &request);
         self.link
-            .call("SignalProcess", Some(LIMIT), answer)
+            .call("SignalProcess", Some(SIGNAL_LIMIT), answer)
             .await
             .map(drop)
     }

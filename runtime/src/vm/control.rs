@@ -16,7 +16,7 @@ use super::{CONTROL_SOCKET, socket};
 use crate::id::ContainerId;
 
 /// How long the VMM may take for anything but a wait: it is this host's own process.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// A VMM's control service.
 #[derive(Debug)]

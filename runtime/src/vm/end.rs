@@ -67,13 +67,17 @@ impl fmt::Display for VmEnd {
 }
 
 impl VmEnd {
-    /// What the VMM left in its folder; killed when it left nothing that makes sense. Blocking.
-    pub(super) fn read(dir: &Path) -> Self {
-        let killed = || Self {
+    /// Without last words.
+    pub(super) fn killed() -> Self {
+        Self {
             reason: EndReason::Killed,
             message: String::new(),
             at_ns: clock::now_ns(),
-        };
+        }
+    }
+
+    /// What the VMM left in its folder; killed when it left nothing that makes sense. Blocking.
+    pub(super) fn read(dir: &Path) -> Self {
         let read = || {
             let mut bytes = Vec::new();
             File::open(dir.join(EXIT_FILE))
@@ -84,7 +88,7 @@ impl VmEnd {
             serde_json::from_slice::<Self>(&bytes).ok()
         };
         let Some(mut end) = read() else {
-            return killed();
+            return Self::killed();
         };
         end.message = printable(&end.message);
         end.at_ns = end.at_ns.clamp(0, clock::now_ns());

@@ -60,9 +60,9 @@ const DESCRIPTORS_SOCKET: &str = "descriptors.sock";
 const VSOCK_SOCKET: &str = "vsock.sock";
 
 /// How long a guest may take from the agreement to power off until its VMM has gone.
-const POWER_OFF_LIMIT: Duration = Duration::from_secs(5);
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(10);
 /// How long a VMM may take from the agreement to shut down until it has gone.
-const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(2);
+const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(5);
 /// How long the kernel may take to end a killed process.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -122,8 +122,8 @@ impl Vm {
         let (watched, at) = (Arc::clone(&process), dir.clone());
         tokio::spawn(async move {
             watched.ended().await;
-            let end = VmEnd::read(&at);
-            sender.send_replace(Some(end));
+            let read = tokio::task::spawn_blocking(move || VmEnd::read(&at)).await;
+            sender.send_replace(Some(read.unwrap_or_else(|_lost| VmEnd::killed())));
         });
         let ended = Ended::new(receiver);
         Self {

@@ -29,7 +29,7 @@ use isopod_proto::agent::{
     ExecProcessRequest, ExecProcessResponse, HelloRequest, HelloResponse, ListContainersRequest,
     ListContainersResponse, PowerOffRequest, PowerOffResponse, SetUpSandboxRequest,
     SetUpSandboxResponse, SignalProcessRequest, SignalProcessResponse, StartContainerRequest,
-    StartContainerResponse, StreamOpen, WaitProcessRequest, WaitProcessResponse,
+    StartContainerResponse, StreamOpen, StreamRole, WaitProcessRequest, WaitProcessResponse,
 };
 use isopod_proto::agent_ttrpc::{Agent, create_agent};
 use isopod_proto::stream::{HEADER_LEN, Header, Kind};
@@ -44,9 +44,11 @@ use isopod_proto::{AGENT_PORT, AGENT_PROTOCOL_VERSION, STREAM_PORT};
 use protobuf::Message as _;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
 use rustix::process::{Pid, Signal};
+use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use ttrpc::Code;
 use ttrpc::asynchronous::transport::Listener;
@@ -58,12 +60,33 @@ type Output = (Kind, Vec<u8>);
 
 /// A process that a container or an exec stands for.
 struct Process {
-    args: Vec<String>,
+    asked: Asked,
     pid: Mutex<Option<i32>>,
     exit: watch::Sender<Option<i32>>,
     sender: Mutex<Option<mpsc::Sender<Output>>>,
     output: Mutex<Option<mpsc::Receiver<Output>>>,
+    /// Who gets a copy of the output; `None` when it has ended.
+    copies: Mutex<Option<Vec<mpsc::Sender<Output>>>>,
+    input: tokio::sync::Mutex<Option<Input>>,
+    terminal: Mutex<Terminal>,
 }
+
+/// What a process was asked to be.
+struct Asked {
+    args: Vec<String>,
+    terminal: bool,
+    stdin: bool,
+}
+
+/// A terminal's main side, while it has a process, and its size.
+#[derive(Default)]
+struct Terminal {
+    main: Option<OwnedFd>,
+    size: Option<Winsize>,
+}
+
+type Input = Box<dyn tokio::io::AsyncWrite + Send + Unpin>;
+type Pipe = Box<dyn tokio::io::AsyncRead + Send + Unpin>;
 
 /// A container's log and whether all of it is written.
 struct Log {
@@ -94,48 +117,44 @@ fn refuse<T>(code: Code, text: &str) -> Reply<T> {
 }
 
 impl Process {
-    fn new(args: Vec<String>) -> Arc<Self> {
+    fn new(asked: Asked) -> Arc<Self> {
         let (sender, receiver) = mpsc::channel(16);
         Arc::new(Self {
-            args,
+            asked,
             pid: Mutex::new(None),
             exit: watch::Sender::new(None),
             sender: Mutex::new(Some(sender)),
             output: Mutex::new(Some(receiver)),
+            copies: Mutex::new(Some(Vec::new())),
+            input: tokio::sync::Mutex::new(None),
+            terminal: Mutex::default(),
         })
     }
 
-    fn start(self: &Arc<Self>) -> Reply<()> {
-        let program = &self.args[0];
+    async fn start(self: &Arc<Self>) -> Reply<()> {
+        let program = &self.asked.args[0];
         let found = ["", "/bin", "/usr/bin"]
             .iter()
             .any(|dir| Path::new(dir).join(program).exists());
         if !found {
             return refuse(Code::NOT_FOUND, &format!("{program:?} is not in the image"));
         }
-        let mut child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .args(&self.args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
+        let (mut child, stdout, stderr) = self
             .spawn()
+            .await
             .map_err(|error| get_rpc_status(Code::INTERNAL, error))?;
         *lock(&self.pid) = child.id().and_then(|pid| i32::try_from(pid).ok());
         let sender = lock(&self.sender)
             .take()
             .expect("a process is started once");
-        tokio::spawn(forward(
-            child.stdout.take().expect("piped"),
-            Kind::Stdout,
-            sender.clone(),
-        ));
-        tokio::spawn(forward(
-            child.stderr.take().expect("piped"),
-            Kind::Stderr,
-            sender,
-        ));
+        let process = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::join!(
+                process.forward(stdout, Kind::Stdout, &sender),
+                process.forward(stderr, Kind::Stderr, &sender),
+            );
+            lock(&process.copies).take();
+        });
         let process = Arc::clone(self);
         tokio::spawn(async move {
             use std::os::unix::process::ExitStatusExt as _;
@@ -145,6 +164,113 @@ impl Process {
                 .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
             process.exit.send_replace(Some(code));
         });
+        Ok(())
+    }
+
+    async fn spawn(&self) -> std::io::Result<(Child, Pipe, Pipe)> {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]);
+        if self.asked.terminal {
+            return self.spawn_on_terminal(command).await;
+        }
+        command
+            .args(&self.asked.args)
+            .stdin(if self.asked.stdin {
+                Stdio::piped()
+            } else {
+                Stdio::null()
+            })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        let mut child = command.spawn()?;
+        if let Some(input) = child.stdin.take() {
+            *self.input.lock().await = Some(Box::new(input));
+        }
+        let stdout = child.stdout.take().expect("piped");
+        let stderr = child.stderr.take().expect("piped");
+        Ok((child, Box::new(stdout), Box::new(stderr)))
+    }
+
+    async fn spawn_on_terminal(
+        &self,
+        mut command: Command,
+    ) -> std::io::Result<(Child, Pipe, Pipe)> {
+        let pty = nix::pty::openpty(None, None)?;
+        let (main, side) = (pty.master, pty.slave);
+        if let Some(size) = lock(&self.terminal).size {
+            tcsetwinsize(&main, size)?;
+        }
+        command
+            .args(["setsid", "--ctty"])
+            .args(&self.asked.args)
+            .stdin(side.try_clone()?)
+            .stdout(side.try_clone()?)
+            .stderr(side);
+        let child = command.spawn()?;
+        let file = |fd: &OwnedFd| {
+            Ok::<_, std::io::Error>(tokio::fs::File::from_std(fd.try_clone()?.into()))
+        };
+        *self.input.lock().await = Some(Box::new(file(&main)?));
+        let output = file(&main)?;
+        lock(&self.terminal).main = Some(main);
+        Ok((child, Box::new(output), Box::new(tokio::io::empty())))
+    }
+
+    async fn forward(&self, mut pipe: Pipe, kind: Kind, sender: &mpsc::Sender<Output>) {
+        let mut buffer = vec![0; 4096];
+        while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
+            let piece = (kind, buffer[..count].to_vec());
+            let copies = lock(&self.copies).clone().unwrap_or_default();
+            for copy in copies {
+                let _gone = copy.send(piece.clone()).await;
+            }
+            if sender.send(piece).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// What a stream with this role reads.
+    fn output(&self, role: StreamRole) -> Option<mpsc::Receiver<Output>> {
+        if role != StreamRole::STREAM_ROLE_ATTACH {
+            return lock(&self.output).take();
+        }
+        let (sender, receiver) = mpsc::channel(16);
+        if let Some(copies) = lock(&self.copies).as_mut() {
+            copies.push(sender);
+        }
+        Some(receiver)
+    }
+
+    async fn take_input(&self, mut stream: OwnedReadHalf) -> std::io::Result<()> {
+        loop {
+            let (kind, payload) = receive(&mut stream).await?;
+            let mut input = self.input.lock().await;
+            match (kind, input.as_mut()) {
+                (Kind::Stdin, Some(input)) => {
+                    let _gone = input.write_all(&payload).await;
+                    let _gone = input.flush().await;
+                }
+                (Kind::StdinClosed, _) => *input = None,
+                (Kind::Resize, _) => self.resize(&payload)?,
+                _ => {}
+            }
+        }
+    }
+
+    fn resize(&self, payload: &[u8]) -> std::io::Result<()> {
+        let size = Winsize {
+            ws_col: u16::from_be_bytes([payload[0], payload[1]]),
+            ws_row: u16::from_be_bytes([payload[2], payload[3]]),
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let mut terminal = lock(&self.terminal);
+        terminal.size = Some(size);
+        if let Some(main) = &terminal.main {
+            tcsetwinsize(main, size)?;
+        }
         Ok(())
     }
 
@@ -164,19 +290,6 @@ impl Process {
             .await
             .expect("the sender is in self");
         code.expect("waited for")
-    }
-}
-
-async fn forward(
-    mut pipe: impl tokio::io::AsyncRead + Unpin,
-    kind: Kind,
-    sender: mpsc::Sender<Output>,
-) {
-    let mut buffer = vec![0; 4096];
-    while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
-        if sender.send((kind, buffer[..count].to_vec())).await.is_err() {
-            return;
-        }
     }
 }
 
@@ -386,7 +499,12 @@ impl Agent for Served {
             .map_err(|error| get_rpc_status(Code::INVALID_ARGUMENT, error))?;
         let args = serde_json::from_value(spec["process"]["args"].clone())
             .map_err(|error| get_rpc_status(Code::INVALID_ARGUMENT, error))?;
-        self.0.add(&request.container_id, "", Process::new(args));
+        let asked = Asked {
+            args,
+            terminal: spec["process"]["terminal"] == true,
+            stdin: request.stdin,
+        };
+        self.0.add(&request.container_id, "", Process::new(asked));
         Ok(CreateContainerResponse {
             uid: 33,
             gid: 34,
@@ -399,7 +517,7 @@ impl Agent for Served {
         _: &TtrpcContext,
         request: StartContainerRequest,
     ) -> Reply<StartContainerResponse> {
-        self.0.process(&request.container_id, "")?.start()?;
+        self.0.process(&request.container_id, "")?.start().await?;
         Ok(StartContainerResponse::new())
     }
 
@@ -408,8 +526,12 @@ impl Agent for Served {
         _: &TtrpcContext,
         request: ExecProcessRequest,
     ) -> Reply<ExecProcessResponse> {
-        let process = Process::new(request.args);
-        process.start()?;
+        let process = Process::new(Asked {
+            args: request.args,
+            terminal: request.terminal,
+            stdin: request.stdin,
+        });
+        process.start().await?;
         self.0.add(&request.container_id, &request.exec_id, process);
         Ok(ExecProcessResponse::new())
     }
@@ -518,32 +640,37 @@ async fn connection(
         return Ok(());
     }
     assert_eq!(port, Some(STREAM_PORT), "{line:?}");
+    let (mut reader, mut writer) = stream.into_split();
+    let (_open, payload) = receive(&mut reader).await?;
+    let open = StreamOpen::parse_from_bytes(&payload)?;
+    let process = fake.process(&open.container_id, &open.exec_id).ok();
+    let output = process
+        .as_ref()
+        .and_then(|process| process.output(open.role.enum_value_or_default()));
+    let (Some(process), Some(mut output)) = (process, output) else {
+        let text = b"no such process, or its output is taken";
+        return send(&mut writer, Kind::Error, text).await;
+    };
+    send(&mut writer, Kind::Opened, b"").await?;
+    let input = tokio::spawn(async move { process.take_input(reader).await });
+    while let Some((kind, bytes)) = output.recv().await {
+        send(&mut writer, kind, &bytes).await?;
+    }
+    send(&mut writer, Kind::End, b"").await?;
+    input.abort();
+    Ok(())
+}
+
+async fn receive(stream: &mut OwnedReadHalf) -> std::io::Result<(Kind, Vec<u8>)> {
     let mut header = [0; HEADER_LEN];
     stream.read_exact(&mut header).await?;
     let header = Header::decode(header).map_err(std::io::Error::other)?;
     let mut payload = vec![0; header.len];
     stream.read_exact(&mut payload).await?;
-    let open = StreamOpen::parse_from_bytes(&payload)?;
-    let process = fake.process(&open.container_id, &open.exec_id);
-    let output = process
-        .ok()
-        .and_then(|process| lock(&process.output).take());
-    let Some(mut output) = output else {
-        return send(
-            &mut stream,
-            Kind::Error,
-            b"no such process, or its output is taken",
-        )
-        .await;
-    };
-    send(&mut stream, Kind::Opened, b"").await?;
-    while let Some((kind, bytes)) = output.recv().await {
-        send(&mut stream, kind, &bytes).await?;
-    }
-    send(&mut stream, Kind::End, b"").await
+    Ok((header.kind, payload))
 }
 
-async fn send(stream: &mut UnixStream, kind: Kind, payload: &[u8]) -> std::io::Result<()> {
+async fn send(stream: &mut OwnedWriteHalf, kind: Kind, payload: &[u8]) -> std::io::Result<()> {
     stream
         .write_all(
             &Header {

@@ -4,7 +4,9 @@
 //! Needs root, for folders in `/run`, and no KVM. That pods really run is for the end-to-end tests
 //! to show. Every test ends with their leak check.
 
-use std::path::{Path, PathBuf};
+mod fake;
+
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,46 +15,15 @@ use isopod_proto::cri::{
     PodSandboxStateValue, RunPodSandboxRequest,
 };
 use isopod_tests::log::{Stream, texts};
-use isopod_tests::node::{Images, Node, Options, image, pod_config, run, shell};
+use isopod_tests::node::{Node, image, pod_config, shell};
 use isopod_tests::process::Process;
-use isopod_tests::tampered::{Fault, Tampered};
 use isopod_tests::wait::wait_for;
 use tonic::Code;
 
+use self::fake::{START_TIMEOUT_MS, on_fake};
+
 /// How long anything here may take.
 const LIMIT: Duration = Duration::from_secs(30);
-/// How long a guest may take to start.
-const START_TIMEOUT_MS: i64 = 20_000;
-
-/// The example that stands in for the VMM, which cargo builds beside this test.
-fn fake_vmm() -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let target = test
-        .parent()
-        .and_then(Path::parent)
-        .context("no target folder")?;
-    let fake = target.join("examples/fake-isopod-vmm");
-    ensure!(
-        fake.exists(),
-        "{} is missing: cargo build -p isopod --examples",
-        fake.display()
-    );
-    Ok(fake)
-}
-
-/// A node with an image, whose pods boot nothing.
-fn on_fake(start_timeout_ms: i64, test: impl FnOnce(&Node) -> Result<()>) -> Result<()> {
-    let registry = Tampered::busybox(Fault::None)?;
-    let options = Options::host()
-        .images(Images::Endpoint(registry.host()))
-        .kernel("/dev/null")
-        .initramfs("/dev/null")
-        .vm("vmm", fake_vmm()?.display().to_string())
-        .vm("kvm", "/dev/null")
-        .vm("scratch_mib", 64)
-        .vm("start_timeout_ms", start_timeout_ms);
-    run(options, test)
-}
 
 fn printed(node: &Node, container: &str) -> Result<Vec<String>> {
     Ok(texts(&node.container_log(container)?, Stream::Stdout))

@@ -1,7 +1,7 @@
 //! Why a run failed, and the exit status that says so.
 
-use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use rustix::io::Errno;
 use tonic::{Code, Status};
 
 use crate::client::ClientError;

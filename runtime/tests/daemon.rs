@@ -315,6 +315,8 @@ fn exec_sync_returns_output_and_ends_what_takes_too_long() -> Result<()> {
         wait_for("the command to be killed", LIMIT, || {
             (!sleeps()).then_some(())
         })?;
+        let error = node.cri().exec(&id, &["no-such-command"], 0).unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
         let error = node.cri().exec(&id, &[], 0).unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument, "{error}");
         Ok(())

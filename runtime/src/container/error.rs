@@ -47,6 +47,15 @@ pub(crate) enum ContainerError {
         #[source]
         source: VmError,
     },
+    /// A further process could not be started in a running container.
+    #[error("the command could not be started in container {id}")]
+    Exec {
+        /// Which.
+        id: String,
+        /// Why.
+        #[source]
+        source: VmError,
+    },
     /// Killed, and still there.
     #[error("container {id} did not end within {} s of being killed", limit.as_secs())]
     Unkillable {

@@ -116,7 +116,8 @@ impl ExecProcess {
     /// A refusal leaves nothing to kill; after anything else the process may be there.
     fn never_started(mut self, error: VmError) -> ContainerError {
         self.waited = matches!(error, VmError::Refused { .. } | VmError::Ended(_));
-        error.into()
+        let id = self.container_id.to_string();
+        ContainerError::Exec { id, source: error }
     }
 }
 

@@ -96,7 +96,9 @@ fn of_container(error: &ContainerError) -> Code {
         ContainerError::NoImage(_) => Code::NotFound,
         ContainerError::Image(error) => of_image(error),
         ContainerError::State { .. } => Code::FailedPrecondition,
-        ContainerError::Start { source, .. } => of_start(source),
+        ContainerError::Start { source, .. } | ContainerError::Exec { source, .. } => {
+            of_start(source)
+        }
         ContainerError::Unkillable { .. } | ContainerError::ExecTimeout(_) => {
             Code::DeadlineExceeded
         }

@@ -104,7 +104,7 @@ fn exec_sync_returns_streams_apart_and_the_exit_code() -> Result<()> {
         let input = node.exec(&id, "cat; echo end-of-input")?;
         assert_eq!(input, b"end-of-input\n");
         let missing = node.cri().exec(&id, &["/no/such/command"], 0);
-        assert_refused(missing, Code::NotFound, "/no/such/command");
+        assert_refused(missing, Code::FailedPrecondition, "/no/such/command");
         let empty = node.cri().exec(&id, &[], 0);
         assert_refused(empty, Code::InvalidArgument, "cmd");
         Ok(())

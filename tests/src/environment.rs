@@ -19,6 +19,8 @@ pub const TOOLS: &str = "ISOPOD_TEST_TOOLS";
 pub const IMAGES: &str = "ISOPOD_TEST_IMAGES";
 /// Where the daemons under test keep their data; a real file system with some gigabytes.
 pub const DATA: &str = "ISOPOD_TEST_DATA";
+/// `1`: guests have a console, printed when a test fails. Slow.
+pub const CONSOLE: &str = "ISOPOD_TEST_CONSOLE";
 /// `1`: a test that needs KVM fails where there is none, instead of being skipped.
 pub const REQUIRE_KVM: &str = "ISOPOD_REQUIRE_KVM";
 
@@ -59,6 +61,12 @@ pub fn data() -> PathBuf {
     env::var_os(DATA).map_or_else(env::temp_dir, PathBuf::from)
 }
 
+/// Whether a variable says yes.
+#[must_use]
+pub fn is_set(name: &str) -> bool {
+    env::var_os(name).is_some_and(|value| value == "1")
+}
+
 /// Why a microVM cannot run here, if so.
 ///
 /// A `/dev/kvm` alone does not say that: a paravirtual host has one that cannot run a kernel, and
@@ -88,7 +96,7 @@ pub fn has_kvm() -> Result<bool> {
     let Some(reason) = missing_kvm() else {
         return Ok(true);
     };
-    if env::var_os(REQUIRE_KVM).is_some_and(|value| value == "1") {
+    if is_set(REQUIRE_KVM) {
         bail!("{REQUIRE_KVM}=1, and KVM is not usable: {reason}");
     }
     let thread = std::thread::current();

@@ -123,6 +123,8 @@ impl Options {
         vm.insert("initramfs".into(), text(initramfs));
         vm.insert("start_timeout_ms".into(), START_TIMEOUT_MS.into());
         vm.insert("scratch_mib".into(), 2048.into());
+        let console = environment::is_set(environment::CONSOLE);
+        vm.insert("debug_console".into(), console.into());
         vm.extend(self.vm.clone());
 
         let mut config = Table::new();

@@ -97,8 +97,18 @@ const PACKAGES: &[(&str, &[Need], &str)] = &[
     ),
     (
         "erofs-utils",
-        &[Need::Node],
-        "makes images' read-only disks",
+        &[Need::TestImages],
+        "fsck.erofs, which checks images' read-only disks",
+    ),
+    (
+        "attr",
+        &[Need::TestImages],
+        "getfattr, in a test image with extended attributes",
+    ),
+    (
+        "cpio",
+        &[Need::TestImages],
+        "lists the initramfs that a test made",
     ),
     (
         "docker-registry",

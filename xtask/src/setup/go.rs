@@ -16,8 +16,8 @@ const CRI_TOOLS: &str = "sigs.k8s.io/cri-tools";
 /// Its version.
 const CRI_TOOLS_VERSION: &str = "v1.34.0";
 
-/// The digest that Go's checksum database has for it. Everything that it depends on is verified by
-/// the module's own `go.sum`.
+/// The digest of its files, as `go.sum` would have it. Everything that it depends on is verified by the
+/// module's own `go.sum`.
 const CRI_TOOLS_SUM: &str = "h1:KqL9EJ+WgHtz1HR1exezm91n+o8O2uMLs/eHzHJHAWw=";
 
 /// The oldest Go that fetches the toolchain that a module asks for (`GOTOOLCHAIN`).

@@ -2,6 +2,7 @@
 //!
 //! - [`images`]: test images, built from Debian packages and pushed into a registry's storage.
 //! - [`node`]: a daemon with its registry and folders for one test, crictl, a CRI client, the leak check.
+//! - [`bench`]: what `cargo xtask bench` measures.
 //! - [`environment`]: what `cargo xtask test e2e` passes to the tests; tests that need KVM.
 //! - [`log`]: container logs as the kubelet reads them.
 //! - [`registry`]: Debian's docker-registry.
@@ -10,6 +11,7 @@
 //!
 //! The tests themselves are in `tests/`: `host` needs no KVM, `e2e` runs containers in microVMs.
 
+pub mod bench;
 pub mod environment;
 pub mod images;
 pub mod log;

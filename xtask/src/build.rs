@@ -18,16 +18,28 @@ pub(crate) fn node() -> Result<PathBuf> {
     let vmm = static_binary("isopod-vmm")?;
     let folder = project::target().join("node");
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-    let mut daemon = cargo();
-    daemon.args(["build", "--quiet", "--package", "isopod", "--target-dir"]);
-    daemon.arg(project::target());
-    step("Building isopod", || run(&mut daemon))?;
-    for binary in [vmm, project::target().join("debug/isopod")] {
+    for binary in [vmm, release_binary("isopod", "isopod")?] {
         let name = binary.file_name().context("a binary has a name")?;
         std::fs::copy(&binary, folder.join(name))
             .with_context(|| format!("copying {}", binary.display()))?;
     }
     Ok(folder)
+}
+
+/// Builds what measures, see `cargo xtask bench`.
+pub(crate) fn bench() -> Result<PathBuf> {
+    release_binary("isopod-tests", "isopod-bench")
+}
+
+/// Builds a release binary that uses this machine's shared libraries, and returns its path.
+fn release_binary(package: &str, name: &str) -> Result<PathBuf> {
+    let folder = project::target();
+    let mut cargo = cargo();
+    cargo.args(["build", "--quiet", "--release", "--package", package]);
+    cargo.args(["--bin", name]);
+    cargo.arg("--target-dir").arg(&folder);
+    step(&format!("Building {name}"), || run(&mut cargo))?;
+    Ok(folder.join("release").join(name))
 }
 
 /// Builds a static release binary of one of the workspace's packages, and returns its path.

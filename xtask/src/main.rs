@@ -4,6 +4,7 @@
 //! what is missing, [`build`] builds the binaries, [`kvm`] tells whether this machine runs microVMs,
 //! [`project`] knows where things are, [`progress`] says what is going on.
 
+mod bench;
 mod build;
 mod demo;
 mod guest_image;
@@ -38,6 +39,8 @@ enum Command {
     GuestImage(guest_image::Arguments),
     /// Run a command on a host that has a real KVM: here, or in an emulated one
     Lab(lab::Arguments),
+    /// Measure against peers, in one run
+    Bench(bench::Arguments),
     /// Run the tests: formatting, clippy, unit tests, end-to-end tests
     Test(test::Arguments),
 }
@@ -63,6 +66,7 @@ fn run(command: Command) -> Result<ExitCode> {
             guest_image::run(&arguments)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
     }

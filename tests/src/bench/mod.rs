@@ -1,0 +1,84 @@
+//! What `cargo xtask bench` measures, where KVM is.
+//!
+//! - [`agent`]: the guest's sign of life: the agent's first answer to `Hello`, through any vsock.
+//! - [`vmm`]: our VMM, started as the daemon starts it.
+//! - [`qemu`]: its peer, QEMU's microvm, with the same kernel, initramfs and memory.
+//! - [`pods`]: what the kubelet sees: a pod, a container, its first output.
+//! - [`memory`]: what a VMM takes beside its guest's RAM.
+//! - [`table`]: medians, ratios, and how they are printed.
+//!
+//! Runs in the lab on the instruction clock, on one CPU: times repeat there, and ratios carry over.
+
+mod agent;
+mod memory;
+mod pods;
+mod qemu;
+pub mod table;
+mod vmm;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use self::table::{Row, Table};
+
+/// Memory of every guest, in MiB.
+const MEMORY_MIB: u32 = 256;
+
+/// How long a guest may take to answer, on the clock of the lab.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What a guest boots with under QEMU: the VMM's own arguments as far as they are not about its
+/// hardware. No console under either: every character would be an exit.
+const KERNEL_ARGS: &str = "tsc=reliable maxcpus=1 panic=-1 random.trust_cpu=on 8250.nr_uarts=0";
+
+/// Measures everything about starting, `repetitions` times.
+///
+/// # Errors
+/// A guest did not answer, or the daemon failed.
+pub fn start(repetitions: u32) -> Result<Table> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    let (mut ours, mut peers, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+    // The first of each fills the page cache and does not count. They alternate, so that whatever
+    // drifts does so for both.
+    for repetition in 0..=repetitions {
+        let (took, bytes) = runtime.block_on(vmm::start())?;
+        let peer = runtime.block_on(qemu::start())?;
+        eprintln!("vmm {took:?}, qemu {peer:?}");
+        if repetition > 0 {
+            ours.push(took);
+            peers.push(peer);
+            sizes.push(bytes);
+        }
+    }
+    let pods = pods::start(repetitions)?;
+    Ok(Table {
+        rows: vec![
+            Row::times(
+                "start.vmm_to_agent",
+                "VMM's process to the agent's first answer",
+                ours,
+            ),
+            Row::times("start.qemu_microvm", "the same under QEMU's microvm", peers),
+            Row::times(
+                "start.run_pod_sandbox",
+                "RunPodSandbox to its answer",
+                pods.sandbox,
+            ),
+            Row::times(
+                "start.first_output",
+                "CreateContainer and StartContainer to the first output in the log",
+                pods.first_output,
+            ),
+            Row::sizes(
+                "start.vmm_memory",
+                "the VMM's resident memory beside guest RAM",
+                sizes,
+            ),
+        ],
+        ratios: vec![("start.vmm_to_agent", "qemu-microvm", "start.qemu_microvm")],
+    })
+}

@@ -1,0 +1,68 @@
+//! The peer: Debian's QEMU with its smallest machine, `microvm`, as its documentation has it: KVM,
+//! virtio over MMIO, no legacy devices. Its guest's vsock is the kernel's (`vhost_vsock`), so the
+//! sign of life is the same: the agent's first answer to `Hello`, not a line on a console.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use isopod_proto::AGENT_PORT;
+use tokio_vsock::{VsockAddr, VsockStream};
+use ttrpc::asynchronous::transport::Socket;
+
+use super::{KERNEL_ARGS, LIMIT, MEMORY_MIB, agent};
+use crate::environment;
+use crate::process::Child;
+
+/// The guest's address among this host's vsock guests. One runs at a time.
+const CID: u32 = 42;
+
+/// Boots a guest; the time from the start of the process to the agent's first answer.
+pub(super) async fn start() -> Result<Duration> {
+    let loaded = Command::new("modprobe")
+        .arg("vhost_vsock")
+        .status()
+        .context("running modprobe")?;
+    ensure!(
+        loaded.success(),
+        "QEMU's vsock needs the host's module vhost_vsock"
+    );
+    let mut command = command()?;
+
+    let begin = Instant::now();
+    let _qemu = Child::new(command.spawn().context("starting qemu-system-x86_64")?);
+    agent::answered(LIMIT, connect).await?;
+    Ok(begin.elapsed())
+}
+
+async fn connect() -> Result<Socket> {
+    Ok(Socket::new(
+        VsockStream::connect(VsockAddr::new(CID, AGENT_PORT)).await?,
+    ))
+}
+
+fn command() -> Result<Command> {
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args([
+        "-M",
+        "microvm,rtc=off,pit=off,pic=off,isa-serial=off",
+        "-accel",
+        "kvm",
+    ]);
+    qemu.args(["-cpu", "host", "-smp", "1", "-m", &MEMORY_MIB.to_string()]);
+    qemu.args([
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+    ]);
+    qemu.arg("-kernel")
+        .arg(environment::path(environment::KERNEL)?);
+    qemu.arg("-initrd")
+        .arg(environment::path(environment::INITRAMFS)?);
+    qemu.args(["-append", KERNEL_ARGS]);
+    qemu.args(["-device", &format!("vhost-vsock-device,guest-cid={CID}")]);
+    qemu.stdin(Stdio::null()).stdout(Stdio::null());
+    Ok(qemu)
+}

@@ -1,0 +1,146 @@
+//! Results: for people a table, for programs lines `ratio NAME PEER X`.
+
+use std::fmt;
+use std::time::Duration;
+
+/// One measured thing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    name: &'static str,
+    what: &'static str,
+    unit: &'static str,
+    /// Sorted, in the unit.
+    values: Vec<f64>,
+}
+
+impl Row {
+    /// Durations, shown in milliseconds.
+    #[must_use]
+    pub fn times(name: &'static str, what: &'static str, values: Vec<Duration>) -> Self {
+        let values = values.into_iter().map(|time| time.as_secs_f64() * 1e3);
+        Self::new(name, what, "ms", values)
+    }
+
+    /// Bytes, shown in MiB.
+    #[must_use]
+    pub fn sizes(name: &'static str, what: &'static str, values: Vec<u64>) -> Self {
+        // In KiB they fit: no VMM takes 4 TiB.
+        let kib = |bytes: u64| u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
+        let values = values
+            .into_iter()
+            .map(|bytes| f64::from(kib(bytes)) / 1024.0);
+        Self::new(name, what, "MiB", values)
+    }
+
+    fn new(
+        name: &'static str,
+        what: &'static str,
+        unit: &'static str,
+        values: impl Iterator<Item = f64>,
+    ) -> Self {
+        let mut values: Vec<f64> = values.collect();
+        values.sort_by(f64::total_cmp);
+        Self {
+            name,
+            what,
+            unit,
+            values,
+        }
+    }
+
+    /// The one in the middle, the lower one of two.
+    fn median(&self) -> f64 {
+        let middle = self.values.len().saturating_sub(1) / 2;
+        self.values.get(middle).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// Everything that was measured in one run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Table {
+    /// In the order in which they are shown.
+    pub rows: Vec<Row>,
+    /// Name, the peer's name, the name of the peer's row.
+    pub ratios: Vec<(&'static str, &'static str, &'static str)>,
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{:<24} {:>10} {:>10} {:>10}",
+            "", "median", "least", "most"
+        )?;
+        for row in &self.rows {
+            let end = |value: Option<&f64>| value.copied().unwrap_or(f64::NAN);
+            writeln!(
+                f,
+                "{:<24} {:>10.2} {:>10.2} {:>10.2} {:<4} {}",
+                row.name,
+                row.median(),
+                end(row.values.first()),
+                end(row.values.last()),
+                row.unit,
+                row.what,
+            )?;
+        }
+        for (name, peer, peers_row) in &self.ratios {
+            let median = |name: &str| {
+                self.rows
+                    .iter()
+                    .find(|row| row.name == name)
+                    .map_or(f64::NAN, Row::median)
+            };
+            writeln!(
+                f,
+                "ratio {name} {peer} {:.3}",
+                median(name) / median(peers_row)
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn times(name: &'static str, milliseconds: &[u64]) -> Row {
+        Row::times(
+            name,
+            "x",
+            milliseconds
+                .iter()
+                .copied()
+                .map(Duration::from_millis)
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn the_ratio_is_that_of_the_medians() {
+        let table = Table {
+            rows: vec![times("a", &[900, 100, 110]), times("b", &[220, 210, 1])],
+            ratios: vec![("a", "peer", "b")],
+        };
+        let text = table.to_string();
+        assert_eq!(text.lines().last(), Some("ratio a peer 0.524"), "{text}");
+    }
+
+    #[test]
+    fn a_row_shows_median_and_extremes() {
+        let table = Table {
+            rows: vec![times("a", &[30, 10, 20])],
+            ratios: vec![],
+        };
+        let text = table.to_string();
+        let row: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(row[..5], ["a", "20.00", "10.00", "30.00", "ms"]);
+    }
+
+    #[test]
+    fn sizes_are_in_mebibytes() {
+        let row = Row::sizes("m", "x", vec![3 << 19]);
+        assert_eq!((row.median(), row.unit), (1.5, "MiB"));
+    }
+}

@@ -89,6 +89,19 @@ fn an_agent_that_exits_ends_the_start_at_once() -> Result<()> {
 }
 
 #[test]
+fn a_guest_that_triple_faults_is_told_apart() -> Result<()> {
+    let folder = folder()?;
+    let kernel = folder.path().join("vmlinux");
+    fs::write(&kernel, kernel_of(TRIPLE_FAULT))?;
+    let options = Options::kvm()
+        .kernel(&kernel)
+        .vm("start_timeout_ms", 600_000);
+    let took = run_fails(options, Code::Unavailable, "triple fault")?;
+    ensure!(took < NOTICED, "noticed after {took:?}");
+    Ok(())
+}
+
+#[test]
 fn a_guest_that_never_answers_is_given_up_after_the_start_timeout() -> Result<()> {
     let folder = folder()?;
     let initramfs = busybox_initramfs(folder.path(), "init")?;
@@ -116,6 +129,55 @@ fn an_agent_of_another_release_is_refused_and_both_versions_are_named() -> Resul
         "protocol version 99",
     )?;
     Ok(())
+}
+
+/// Machine code for 32-bit protected mode: `lidt` of six zero bytes at the end, then `ud2`. Without a
+/// handler the fault cannot be delivered, and neither can the fault about that.
+const TRIPLE_FAULT: &[u8] = &[
+    0x0f, 0x01, 0x1d, 0x09, 0x00, 0x20, 0x00, 0x0f, 0x0b, 0, 0, 0, 0, 0, 0,
+];
+
+/// Where [`kernel_of`] loads the code.
+const CODE_ADDRESS: u64 = 0x20_0000;
+
+/// A kernel as small as the PVH boot protocol allows: an ELF header, a loaded segment, a note with
+/// the entry point (Xen's public/elfnote.h, `XEN_ELFNOTE_PHYS32_ENTRY`).
+fn kernel_of(code: &[u8]) -> Vec<u8> {
+    const HEADERS: u64 = 64 + 2 * 56;
+    let length = code.len() as u64;
+    let mut note = Vec::new();
+    for word in [4_u32, 8, 18] {
+        note.extend(word.to_le_bytes());
+    }
+    note.extend(b"Xen\0");
+    note.extend(CODE_ADDRESS.to_le_bytes());
+
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    // ET_EXEC, EM_X86_64, version 1.
+    for half in [2_u16, 62, 1, 0] {
+        file.extend(half.to_le_bytes());
+    }
+    // Entry, program headers, section headers; flags; sizes and counts.
+    for double in [CODE_ADDRESS, 64, 0] {
+        file.extend(double.to_le_bytes());
+    }
+    file.extend(0_u32.to_le_bytes());
+    for half in [64_u16, 56, 2, 0, 0, 0] {
+        file.extend(half.to_le_bytes());
+    }
+    // PT_LOAD, PT_NOTE: offset, two addresses, two sizes, alignment.
+    for (kind, offset, address, size) in [
+        (1_u32, HEADERS, CODE_ADDRESS, length),
+        (4, HEADERS + length, 0, note.len() as u64),
+    ] {
+        file.extend(kind.to_le_bytes());
+        file.extend(5_u32.to_le_bytes());
+        for double in [offset, address, address, size, size, 1] {
+            file.extend(double.to_le_bytes());
+        }
+    }
+    [file.as_slice(), code, &note].concat()
 }
 
 /// An initramfs whose init is a program of busybox. Its `init` waits for children for ever, its

@@ -6,6 +6,7 @@ mod guest_faults;
 mod layers;
 mod lifecycle;
 mod logs;
+mod machine;
 mod restart;
 mod run;
 mod security;

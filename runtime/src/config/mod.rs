@@ -77,12 +77,16 @@ pub(crate) struct VmConfig {
 pub(crate) struct RegistryConfig {
     /// The largest layer that is pulled, uncompressed.
     pub(crate) max_layer_mib: u64,
+    /// How long layers stay that no image has, for another try of the pull that left them.
+    pub(crate) keep_layers_ms: u64,
+    /// Docker's `config.json`: credentials for pulls that bring none. Empty: there is none.
+    pub(crate) credentials_file: PathBuf,
     /// Where to pull a registry host's images from, tried in order, before the host itself.
     pub(crate) mirrors: BTreeMap<String, Vec<EndpointConfig>>,
 }
 
 /// A place that serves a registry's images.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct EndpointConfig {
     /// `host` or `host:port`.
@@ -90,6 +94,15 @@ pub(crate) struct EndpointConfig {
     /// Plain HTTP instead of HTTPS.
     #[serde(default)]
     pub(crate) plain_http: bool,
+    /// Certificate authorities in PEM that it is trusted by, beside the system's. Empty: none.
+    #[serde(default)]
+    pub(crate) ca_file: PathBuf,
+    /// Certificate in PEM that it is shown. Empty: none.
+    #[serde(default)]
+    pub(crate) client_cert_file: PathBuf,
+    /// Private key in PEM of that certificate.
+    #[serde(default)]
+    pub(crate) client_key_file: PathBuf,
 }
 
 /// The server behind Exec, Attach and PortForward.
@@ -137,6 +150,8 @@ impl Default for RegistryConfig {
     fn default() -> Self {
         Self {
             max_layer_mib: 32 * 1024,
+            keep_layers_ms: 15 * 60 * 1000,
+            credentials_file: PathBuf::new(),
             mirrors: BTreeMap::new(),
         }
     }

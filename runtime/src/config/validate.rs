@@ -52,6 +52,16 @@ pub(super) fn validate(config: &Config) -> Vec<Problem> {
         config.registry.max_layer_mib,
         max_layer,
     );
+    let keep = &(0..=24 * 60 * 60 * 1000);
+    check.range(
+        "registry.keep_layers_ms",
+        config.registry.keep_layers_ms,
+        keep,
+    );
+    check.optional_path(
+        "registry.credentials_file",
+        &config.registry.credentials_file,
+    );
     for (registry, endpoints) in &config.registry.mirrors {
         check.mirror(registry, endpoints);
     }
@@ -91,6 +101,12 @@ impl Check {
         }
     }
 
+    fn optional_path(&mut self, key: &str, path: &Path) {
+        if !path.as_os_str().is_empty() {
+            self.path(key, path, libc_path_max());
+        }
+    }
+
     fn range<T: PartialOrd + Display + Copy>(
         &mut self,
         key: &str,
@@ -119,6 +135,31 @@ impl Check {
                 );
                 self.problem(&format!("{key}[{index}].host"), message);
             }
+            self.tls(&format!("{key}[{index}]"), endpoint);
+        }
+    }
+
+    fn tls(&mut self, key: &str, endpoint: &EndpointConfig) {
+        let files = [
+            ("ca_file", &endpoint.ca_file),
+            ("client_cert_file", &endpoint.client_cert_file),
+            ("client_key_file", &endpoint.client_key_file),
+        ];
+        for (name, path) in files {
+            self.optional_path(&format!("{key}.{name}"), path);
+            if endpoint.plain_http && !path.as_os_str().is_empty() {
+                self.problem(
+                    &format!("{key}.{name}"),
+                    "means nothing beside plain_http = true",
+                );
+            }
+        }
+        let is_empty = |path: &Path| path.as_os_str().is_empty();
+        if is_empty(&endpoint.client_cert_file) != is_empty(&endpoint.client_key_file) {
+            self.problem(
+                key,
+                "client_cert_file and client_key_file go together: set both or none",
+            );
         }
     }
 
@@ -167,6 +208,29 @@ mod tests {
         let mut config = Config::default();
         config.vm.kernel_args = "quiet\ninit=/bin/sh".into();
         assert_eq!(validate(&config)[0].key, "vm.kernel_args");
+    }
+
+    #[test]
+    fn a_client_certificate_without_its_key_or_over_plain_http_is_refused() {
+        let mut config = Config::default();
+        let endpoints = vec![
+            EndpointConfig {
+                host: "a".into(),
+                client_cert_file: "/cert.pem".into(),
+                ..EndpointConfig::default()
+            },
+            EndpointConfig {
+                host: "b".into(),
+                plain_http: true,
+                ca_file: "ca.pem".into(),
+                ..EndpointConfig::default()
+            },
+        ];
+        config.registry.mirrors.insert("a".into(), endpoints);
+        let keys: Vec<String> = validate(&config).into_iter().map(|p| p.key).collect();
+        let mirror = "registry.mirrors.\"a\"";
+        let ca = format!("{mirror}[1].ca_file");
+        assert_eq!(keys, [format!("{mirror}[0]"), ca.clone(), ca]);
     }
 
     #[test]

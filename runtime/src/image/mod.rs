@@ -44,6 +44,9 @@ use std::fmt;
 use std::fs::File;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 pub(crate) use self::error::{ImageError, chain};
 pub(crate) use self::store::ImageStore;
 
@@ -106,17 +109,33 @@ pub(crate) enum Secret {
 }
 
 impl Credentials {
-    /// Whether an endpoint may see them. Docker Hub is known by several names.
+    /// Whether an endpoint may see them.
     fn are_for(&self, host: &str) -> bool {
-        let hub = |host: &str| {
-            matches!(
-                host,
-                "docker.io" | "index.docker.io" | "registry-1.docker.io"
-            )
-        };
         self.server
             .as_deref()
-            .is_none_or(|server| server == host || (hub(server) && hub(host)))
+            .is_none_or(|server| server == host || (is_docker_hub(server) && is_docker_hub(host)))
+    }
+}
+
+/// Docker Hub is known by several names.
+fn is_docker_hub(host: &str) -> bool {
+    matches!(
+        host,
+        "docker.io" | "index.docker.io" | "registry-1.docker.io"
+    )
+}
+
+impl Secret {
+    /// From `user:password` in base64, as Docker's files and the CRI have it.
+    pub(crate) fn from_basic(auth: &str) -> Option<Self> {
+        let text = String::from_utf8(STANDARD.decode(auth).ok()?).ok()?;
+        let (username, password) = text.split_once(':')?;
+        // Some tools pad it.
+        let password = password.trim_end_matches('\0');
+        Some(Self::Password {
+            username: username.to_owned(),
+            password: password.to_owned(),
+        })
     }
 }
 

@@ -1,7 +1,5 @@
 //! What the CRI's `AuthConfig` says.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use isopod_proto::cri::AuthConfig;
 use tonic::Status;
 
@@ -28,22 +26,13 @@ pub(super) fn credentials(auth: AuthConfig) -> Result<Option<Credentials>, Statu
     } else if !registry_token.is_empty() {
         Secret::RegistryToken(registry_token)
     } else if !auth.is_empty() {
-        let (username, password) = decode(&auth)
-            .ok_or_else(|| Status::invalid_argument("auth.auth: not user:password in base64"))?;
-        Secret::Password { username, password }
+        Secret::from_basic(&auth)
+            .ok_or_else(|| Status::invalid_argument("auth.auth: not user:password in base64"))?
     } else {
         return Ok(None);
     };
     let server = host(&server_address);
     Ok(Some(Credentials { secret, server }))
-}
-
-fn decode(auth: &str) -> Option<(String, String)> {
-    let text = String::from_utf8(STANDARD.decode(auth).ok()?).ok()?;
-    let (username, password) = text.split_once(':')?;
-    // Some tools pad it.
-    let password = password.trim_end_matches('\0');
-    Some((username.to_owned(), password.to_owned()))
 }
 
 /// The host in `https://index.docker.io/v1/`, or in `host:port` alone.
@@ -57,6 +46,9 @@ fn host(address: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
 
     #[test]

@@ -12,6 +12,7 @@ use reqwest::{Response, StatusCode, Url};
 use serde::Deserialize;
 
 use super::Session;
+use super::docker_config;
 use super::document::read_bounded;
 use super::request::{Failure, transport};
 use crate::image::{Credentials, Secret};
@@ -69,12 +70,8 @@ impl Session {
     /// Answers the challenge in a 401, so that the next request to the endpoint is authorised.
     pub(super) async fn authorise(&self, index: usize, response: &Response) -> Result<(), Failure> {
         let host = &self.endpoints[index].host;
-        let secret = self
-            .authorisations
-            .credentials
-            .as_ref()
-            .filter(|credentials| credentials.are_for(host))
-            .map(|credentials| &credentials.secret);
+        let secret = self.secret(host).await?;
+        let secret = secret.as_ref();
         if let Some(Secret::RegistryToken(token)) = secret {
             self.authorisations
                 .set(index, secret_header(format!("Bearer {token}"))?);
@@ -110,7 +107,7 @@ impl Session {
                     })?;
                 let scope = scope
                     .unwrap_or_else(|| format!("repository:{}:pull", self.reference.repository));
-                self.fetch_token(realm, service.as_deref(), &scope, secret)
+                self.fetch_token(index, realm, service.as_deref(), &scope, secret)
                     .await?
             }
         };
@@ -118,8 +115,23 @@ impl Session {
         Ok(())
     }
 
+    /// What opens an endpoint: what came with the pull, or else what the node has.
+    async fn secret(&self, host: &str) -> Result<Option<Secret>, Failure> {
+        if let Some(credentials) = &self.authorisations.credentials {
+            let secret = credentials
+                .are_for(host)
+                .then(|| credentials.secret.clone());
+            return Ok(secret);
+        }
+        if self.credentials_file.as_os_str().is_empty() {
+            return Ok(None);
+        }
+        docker_config::lookup(&self.credentials_file, host, &self.reference.repository).await
+    }
+
     async fn fetch_token(
         &self,
+        index: usize,
         mut realm: Url,
         service: Option<&str>,
         scope: &str,
@@ -136,13 +148,13 @@ impl Session {
             // A form's body is written like a query.
             let mut form = realm.clone();
             form.query_pairs_mut().clear().extend_pairs(parameters);
-            self.client
+            self.client(index)?
                 .post(realm)
                 .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
                 .body(form.query().unwrap_or_default().to_owned())
         } else {
             realm.query_pairs_mut().extend_pairs(parameters);
-            let request = self.client.get(realm);
+            let request = self.client(index)?.get(realm);
             match secret {
                 Some(Secret::Password { username, password }) => {
                     request.header(AUTHORIZATION, basic(username, password)?)

@@ -2,6 +2,7 @@
 
 use reqwest::Url;
 
+use super::tls::TlsFiles;
 use crate::config::RegistryConfig;
 use crate::image::reference::Reference;
 
@@ -14,11 +15,14 @@ pub(super) struct Endpoint {
     scheme: &'static str,
     /// The registry that it stands in for, if it is a mirror.
     mirrored: Option<String>,
+    /// Its own certificates.
+    pub(super) tls: TlsFiles,
 }
 
 impl Endpoint {
     /// All of them, in the order in which they are asked. The registry itself comes last, unless
-    /// the configuration lists it among its own mirrors (to allow it plain HTTP).
+    /// the configuration lists it among its own mirrors (to allow it plain HTTP, or to say whom it is
+    /// trusted by).
     pub(super) fn of(reference: &Reference, config: &RegistryConfig) -> Vec<Self> {
         let registry = &reference.registry;
         let mirrors = config
@@ -32,6 +36,7 @@ impl Endpoint {
                 host: mirror.host.clone(),
                 scheme: if mirror.plain_http { "http" } else { "https" },
                 mirrored: (mirror.host != *registry).then(|| registry.clone()),
+                tls: TlsFiles::of(mirror),
             })
             .collect();
         if !endpoints.iter().any(|endpoint| endpoint.host == *registry) {
@@ -45,6 +50,7 @@ impl Endpoint {
                 host: host.to_owned(),
                 scheme: "https",
                 mirrored: None,
+                tls: TlsFiles::default(),
             });
         }
         endpoints
@@ -97,10 +103,12 @@ mod tests {
             EndpointConfig {
                 host: "one.example".into(),
                 plain_http: false,
+                ..EndpointConfig::default()
             },
             EndpointConfig {
                 host: "127.0.0.1:5000".into(),
                 plain_http: true,
+                ..EndpointConfig::default()
             },
         ];
         config.mirrors.insert("docker.io".into(), mirrors);
@@ -124,6 +132,7 @@ mod tests {
         let itself = EndpointConfig {
             host: "local:5000".into(),
             plain_http: true,
+            ..EndpointConfig::default()
         };
         config.mirrors.insert("local:5000".into(), vec![itself]);
         assert_eq!(

@@ -21,11 +21,14 @@
 
 mod auth;
 mod blob;
+mod docker_config;
 mod document;
 mod endpoint;
 mod manifest;
 mod request;
+mod tls;
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
@@ -36,6 +39,7 @@ use self::auth::Authorisations;
 pub(crate) use self::blob::{BlobEvent, BlobSender};
 use self::endpoint::Endpoint;
 pub(crate) use self::manifest::{LayerDescriptor, Resolved};
+use self::request::Failure;
 use super::reference::Reference;
 use super::{Credentials, ImageError};
 use crate::config::RegistryConfig;
@@ -103,8 +107,13 @@ impl Registry {
         credentials: Option<Credentials>,
     ) -> Session {
         let endpoints = Endpoint::of(reference, &self.config);
+        let client = |endpoint: &Endpoint| match &endpoint.tls {
+            tls if tls.is_empty() => Ok(self.client.clone()),
+            tls => tls.client(self.patience),
+        };
         Session {
-            client: self.client.clone(),
+            clients: endpoints.iter().map(client).collect(),
+            credentials_file: self.config.credentials_file.clone(),
             patience: self.patience,
             reference: reference.clone(),
             authorisations: Authorisations::new(endpoints.len(), credentials),
@@ -117,7 +126,9 @@ impl Registry {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Session {
-    client: Client,
+    /// What each endpoint is spoken to with, or why it cannot be.
+    clients: Vec<Result<Client, String>>,
+    credentials_file: PathBuf,
     patience: Patience,
     reference: Reference,
     endpoints: Vec<Endpoint>,
@@ -127,6 +138,11 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    fn client(&self, endpoint: usize) -> Result<&Client, Failure> {
+        let client = self.clients[endpoint].as_ref();
+        client.map_err(|reason| Failure::Lasting(reason.clone()))
+    }
+
     /// An error that names the image and what of it does not match its digest.
     fn corrupt(&self, object: &str, reason: String) -> ImageError {
         let (image, object) = (self.reference.to_string(), object.to_owned());

@@ -118,7 +118,7 @@ impl Session {
         let url = endpoint
             .url(&self.reference.repository, request.kind, request.name)
             .ok_or_else(|| Failure::Lasting("the endpoint is not a host".to_owned()))?;
-        let mut builder = self.client.get(url).header(ACCEPT, request.accept);
+        let mut builder = self.client(index)?.get(url).header(ACCEPT, request.accept);
         if let Some(authorisation) = self.authorisations.get(index) {
             builder = builder.header(AUTHORIZATION, authorisation);
         }

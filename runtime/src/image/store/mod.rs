@@ -12,6 +12,10 @@
 //! has a name, and a layer while an image has it or a pull has *pinned* it, so a crash between two
 //! steps leaves nothing but garbage, which the next opening collects.
 //!
+//! A layer that a pull finished before it failed for want of a registry, was given up or crashed is
+//! *spare*: it stays for `keep_layers_ms`, so that the next try goes on where this one ended. What a
+//! pull brought whose image is refused goes at once.
+//!
 //! | lock                  | guards                                    | held across            |
 //! |-----------------------|-------------------------------------------|------------------------|
 //! | `state`               | what is known to be on disk, names, pins  | `open` and `rename`    |
@@ -35,6 +39,7 @@ mod usage;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use oci_spec::image::ImageConfiguration;
 use tokio::sync::Semaphore;
@@ -56,6 +61,8 @@ struct Shared {
     root: PathBuf,
     registry: Registry,
     limits: IngestLimits,
+    /// How long layers are kept that no image has.
+    keep: Duration,
     state: Mutex<State>,
     changes: Mutex<()>,
     layer_locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
@@ -73,6 +80,8 @@ struct State {
     layers: HashMap<Digest, u64>,
     /// Layers that pulls need, and how many.
     pins: HashMap<Digest, usize>,
+    /// Layers that failed pulls left, and how long they are kept for the next try.
+    spare: HashMap<Digest, Instant>,
 }
 
 #[derive(Debug, Clone)]

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use oci_spec::image::ImageConfiguration;
 use tokio::sync::Semaphore;
@@ -48,6 +49,7 @@ impl ImageStore {
             root: root.to_owned(),
             registry: Registry::new(registry, patience),
             limits: IngestLimits::from_mib(registry.max_layer_mib),
+            keep: Duration::from_millis(registry.keep_layers_ms),
             state: Mutex::new(State::default()),
             changes: Mutex::new(()),
             layer_locks: Mutex::new(HashMap::new()),
@@ -64,9 +66,11 @@ impl ImageStore {
         fs::create_dir(&temporary).map_err(ImageError::io("creating", &temporary))?;
         shared.load()?;
         shared.collect_garbage();
-        Ok(Self {
-            shared: Arc::new(shared),
-        })
+        let shared = Arc::new(shared);
+        if !shared.state().spare.is_empty() {
+            shared.collect_later();
+        }
+        Ok(Self { shared })
     }
 }
 
@@ -77,6 +81,9 @@ impl Shared {
         for diff_id in digests_in(&self.root.join("layers"))? {
             if let Ok(bytes) = allocated(&self.layer(&diff_id), &[DATA, INDEX]) {
                 state.layers.insert(diff_id, bytes);
+                state
+                    .spare
+                    .extend(self.kept_until(&diff_id).map(|until| (diff_id, until)));
             }
         }
         for id in digests_in(&self.root.join("images"))? {
@@ -95,6 +102,14 @@ impl Shared {
         names.retain(|_, id| images.contains_key(id));
         *self.state() = state;
         Ok(())
+    }
+
+    /// Until when a layer stays that turns out to be no image's; `None` if it has been here for too
+    /// long, or the clock cannot tell.
+    fn kept_until(&self, diff_id: &Digest) -> Option<Instant> {
+        let made = fs::metadata(self.layer(diff_id)).ok()?.modified().ok()?;
+        let left = self.keep.checked_sub(made.elapsed().ok()?)?;
+        Some(Instant::now() + left)
     }
 
     fn load_image(&self, id: &Digest, state: &State) -> Result<StoredImage, ImageError> {

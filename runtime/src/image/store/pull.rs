@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-use super::garbage::Pins;
+use super::garbage::{Leftovers, Pins};
 use super::image::NewImage;
 use super::open::allocated;
 use super::record::{sync_directory, sync_parent};
@@ -35,7 +35,8 @@ impl ImageStore {
     /// pull.
     ///
     /// # Errors
-    /// The store is then as it was before.
+    /// The store then has the same images as before. Layers that were finished stay for a while if
+    /// trying again may help.
     #[tracing::instrument(skip_all, fields(image = reference))]
     pub(crate) async fn pull(
         &self,
@@ -53,11 +54,16 @@ impl ImageStore {
         let pulled = shared
             .fetch_and_add(&session, &reference, resolved, &pins, &work)
             .await;
-        // Whoever hears of a failure finds the store as it was before.
+        // Whoever hears of a failure finds nothing half done.
         work.close();
         work.wait().await;
-        blocking(move || Arc::into_inner(pins).map(Pins::release)).await;
-        let image = pulled.map_err(|error| error.in_pull_of(&reference))?;
+        let pulled = pulled.map_err(|error| error.in_pull_of(&reference));
+        let leftovers = match &pulled {
+            Ok(_) => Leftovers::Remove,
+            Err(error) => Leftovers::of(error),
+        };
+        blocking(move || Arc::into_inner(pins).map(|pins| pins.release(leftovers))).await;
+        let image = pulled?;
         tracing::info!(id = image.id, size = image.size, "image pulled");
         Ok(image)
     }
@@ -161,7 +167,7 @@ impl Shared {
 
     /// Takes a layer in from its blob, checks it and publishes it. Blocking.
     fn take_in(
-        &self,
+        self: &Arc<Self>,
         image: &str,
         layer: &LayerDescriptor,
         blob: &mut BlobReader,
@@ -205,15 +211,17 @@ impl Shared {
         let bytes = allocated(&directory, &[DATA, INDEX])?;
         let path = self.layer(&diff_id);
         let mut state = self.state();
-        if !state.pins.contains_key(&diff_id) {
-            // The pull failed elsewhere, or was given up. Nobody would ever remove the layer.
-            return Err(ImageError::Unavailable {
-                image: image.to_owned(),
-                reason: "the pull was given up".to_owned(),
-            });
+        if state.layers.contains_key(&diff_id) {
+            // Somebody took it in meanwhile, while this pull was being given up.
+            return Ok(());
         }
         fs::rename(&directory, &path).map_err(ImageError::io("publishing", &path))?;
         state.layers.insert(diff_id, bytes);
+        if !state.pins.contains_key(&diff_id) {
+            // The pull failed elsewhere, or was given up.
+            self.spare(&mut state, diff_id);
+            self.collect_later();
+        }
         drop(state);
         sync_parent(&path)
     }

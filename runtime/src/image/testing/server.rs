@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 
 /// What was asked.
 #[derive(Debug, Clone)]
@@ -95,6 +96,21 @@ impl Server {
     pub(in crate::image) async fn start(
         answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static,
     ) -> Self {
+        Self::start_with(None, answer).await
+    }
+
+    /// The same over TLS.
+    pub(in crate::image) async fn start_tls(
+        tls: TlsAcceptor,
+        answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_with(Some(tls), answer).await
+    }
+
+    async fn start_with(
+        tls: Option<TlsAcceptor>,
+        answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let host = listener.local_addr().expect("an address").to_string();
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -103,9 +119,16 @@ impl Server {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((connection, _)) = listener.accept().await {
                 let (answer, log) = (Arc::clone(&answer), Arc::clone(&log));
+                let tls = tls.clone();
                 connections.spawn(async move {
                     // A client that goes away is none of the server's business.
-                    let _ = serve(connection, &*answer, &log).await;
+                    let _ = match tls {
+                        None => serve(connection, &*answer, &log).await,
+                        Some(tls) => match tls.accept(connection).await {
+                            Ok(connection) => serve(connection, &*answer, &log).await,
+                            Err(error) => Err(error),
+                        },
+                    };
                 });
             }
         });
@@ -138,11 +161,11 @@ impl Drop for Server {
 }
 
 async fn serve(
-    mut connection: TcpStream,
+    connection: impl AsyncRead + AsyncWrite,
     answer: &(impl Fn(&Asked) -> Reply + ?Sized),
     log: &Mutex<Vec<Asked>>,
 ) -> std::io::Result<()> {
-    let (reader, mut writer) = connection.split();
+    let (reader, mut writer) = tokio::io::split(connection);
     let mut lines = BufReader::new(reader);
     let mut line = String::new();
     lines.read_line(&mut line).await?;

@@ -1,5 +1,6 @@
 //! The store from outside: what registries do to it, and what it does with what they send.
 
+mod credentials;
 mod hostile;
 mod names;
 mod resilience;
@@ -18,13 +19,18 @@ use crate::image::ImageError;
 use crate::image::registry::Patience;
 use crate::image::testing::{Server, Site};
 
-/// A configuration in which `registry.test` is served by these hosts, over plain HTTP.
+/// A configuration in which `registry.test` is served by these hosts, over plain HTTP, and which
+/// keeps nothing of a failed pull.
 fn mirrored(hosts: &[String]) -> RegistryConfig {
     let endpoint = |host: &String| EndpointConfig {
         host: host.clone(),
         plain_http: true,
+        ..EndpointConfig::default()
     };
-    let mut config = RegistryConfig::default();
+    let mut config = RegistryConfig {
+        keep_layers_ms: 0,
+        ..RegistryConfig::default()
+    };
     let endpoints = hosts.iter().map(endpoint).collect();
     config.mirrors.insert("registry.test".to_owned(), endpoints);
     config

@@ -1,14 +1,15 @@
-//! Many pulls at once, pulls that are given up, mirrors, credentials.
+//! Many pulls at once, pulls that are given up, mirrors.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use tempfile::TempDir;
 
-use super::{IMAGE, assert_empty, mirrored, small_image, store, store_for};
-use crate::image::testing::{Reply, Server};
-use crate::image::{Credentials, ImageError, Secret};
+use super::{IMAGE, assert_empty, left_behind, mirrored, small_image, store, store_for};
+use crate::config::RegistryConfig;
+use crate::image::ImageError;
+use crate::image::testing::{Reply, Server, Site};
 
 #[tokio::test]
 async fn concurrent_pulls_of_an_image_download_its_layers_once() {
@@ -50,6 +51,93 @@ async fn a_pull_that_is_given_up_leaves_nothing_and_another_one_goes_on() {
     );
     assert!(leaving.is_err());
     staying.expect("the one that stays gets its image");
+}
+
+/// A registry whose second layer cannot be had until the flag is set: it stalls, for long enough to
+/// have the first one, and is not there when it is asked for again.
+async fn failing_until(works: &Arc<AtomicBool>) -> (Server, Site) {
+    let site = small_image();
+    let (answers, works) = (site.clone(), Arc::clone(works));
+    let server = Server::start(move |asked| {
+        let reply = answers.answer(asked);
+        if !asked.path.contains(answers.layer(1)) || works.load(Ordering::SeqCst) {
+            reply
+        } else if asked.headers.contains_key("range") {
+            Reply::new(503, "")
+        } else {
+            reply.hanging(1)
+        }
+    })
+    .await;
+    (server, site)
+}
+
+/// The configuration of a store that keeps layers for so long.
+fn keeping(server: &Server, keep_layers_ms: u64) -> RegistryConfig {
+    RegistryConfig {
+        keep_layers_ms,
+        ..mirrored(&[server.host()])
+    }
+}
+
+#[tokio::test]
+async fn layers_that_a_failed_pull_finished_are_not_downloaded_again() {
+    let works = Arc::default();
+    let (server, site) = failing_until(&works).await;
+    let root = TempDir::new().expect("a directory");
+    let config = keeping(&server, 60_000);
+    let store = super::store(root.path(), &config);
+    let error = store.pull(IMAGE, None).await.expect_err("half an image");
+    assert!(matches!(error, ImageError::Unavailable { .. }), "{error}");
+    assert!(store.list().is_empty());
+    assert_eq!(left_behind(root.path()).len(), 1);
+
+    // Nor after the daemon was started again.
+    drop(store);
+    let store = super::store(root.path(), &config);
+    works.store(true, Ordering::SeqCst);
+    store.pull(IMAGE, None).await.expect("the other half");
+    assert_eq!(server.count(site.layer(0)), 1);
+    // Once they are an image's, they go with it.
+    store.remove(IMAGE).await.expect("removed");
+    assert_empty(&root, &store).await;
+}
+
+#[tokio::test]
+async fn layers_that_a_failed_pull_finished_go_after_a_while() {
+    let works = Arc::default();
+    let (server, _site) = failing_until(&works).await;
+    let root = TempDir::new().expect("a directory");
+    let config = keeping(&server, 300);
+    let store = super::store(root.path(), &config);
+    store.pull(IMAGE, None).await.expect_err("half an image");
+    assert_eq!(left_behind(root.path()).len(), 1);
+    assert_empty(&root, &store).await;
+
+    store.pull(IMAGE, None).await.expect_err("half an image");
+    drop(store);
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let store = super::store(root.path(), &config);
+    assert_empty(&root, &store).await;
+}
+
+#[tokio::test]
+async fn nothing_is_kept_of_an_image_that_is_refused() {
+    let site = small_image();
+    let server = Server::start(move |asked| {
+        if asked.path.contains(site.layer(1)) {
+            let longer = [&site.blobs[site.layer(1)], &b"more"[..]].concat();
+            Reply::new(200, longer).slow(10, Duration::from_millis(20))
+        } else {
+            site.answer(asked)
+        }
+    })
+    .await;
+    let root = TempDir::new().expect("a directory");
+    let store = super::store(root.path(), &keeping(&server, 60_000));
+    let error = store.pull(IMAGE, None).await.expect_err("too long");
+    assert!(matches!(error, ImageError::Corrupt { .. }), "{error}");
+    assert_empty(&root, &store).await;
 }
 
 #[tokio::test]
@@ -128,135 +216,4 @@ async fn a_mirror_that_dies_in_the_middle_of_a_layer_is_replaced_by_the_next() {
             .iter()
             .any(|asked| asked.headers.contains_key("range"))
     );
-}
-
-fn password(server: Option<&str>) -> Option<Credentials> {
-    Some(Credentials {
-        secret: Secret::Password {
-            username: "me".to_owned(),
-            password: "secret".to_owned(),
-        },
-        server: server.map(str::to_owned),
-    })
-}
-
-#[tokio::test]
-async fn a_registry_with_basic_authentication_gets_the_password_after_it_asked() {
-    let site = small_image();
-    let server = Server::start(move |asked| {
-        let expected = format!("Basic {}", STANDARD.encode("me:secret"));
-        if asked.headers.get("authorization") == Some(&expected) {
-            site.answer(asked)
-        } else {
-            Reply::new(401, "").header("WWW-Authenticate", r#"Basic realm="registry""#)
-        }
-    })
-    .await;
-    let (root, store) = store_for(&server);
-    for auth in [None, password(Some("elsewhere.test"))] {
-        let error = store.pull(IMAGE, auth).await.expect_err("no password");
-        assert!(matches!(error, ImageError::Denied { .. }), "{error}");
-    }
-    assert!(
-        server
-            .asked()
-            .iter()
-            .all(|asked| !asked.headers.contains_key("authorization"))
-    );
-    assert_empty(&root, &store).await;
-    store
-        .pull(IMAGE, password(Some(&server.host())))
-        .await
-        .expect("the right password");
-    store
-        .pull(IMAGE, password(None))
-        .await
-        .expect("the right password");
-}
-
-#[tokio::test]
-async fn a_wrong_password_is_denied_after_one_try() {
-    let server = Server::start(|_| {
-        Reply::new(401, "").header("WWW-Authenticate", r#"Basic realm="registry""#)
-    })
-    .await;
-    let (_root, store) = store_for(&server);
-    let error = store
-        .pull(IMAGE, password(None))
-        .await
-        .expect_err("a wrong password");
-    assert!(matches!(error, ImageError::Denied { .. }), "{error}");
-    assert_eq!(server.asked().len(), 2);
-    assert!(!error.to_string().contains("secret"));
-}
-
-#[tokio::test]
-async fn a_token_server_is_asked_for_this_repository_and_its_token_used() {
-    let site = small_image();
-    let server = Server::start(move |asked| {
-        if asked.path.starts_with("/token") {
-            return Reply::new(200, r#"{"token": "opened"}"#);
-        }
-        match asked.headers.get("authorization").map(String::as_str) {
-            Some("Bearer opened") => site.answer(asked),
-            _ => Reply::new(401, "").header(
-                "WWW-Authenticate",
-                format!(
-                    r#"Bearer realm="http://{}/token",service="here",scope="repository:image:pull""#,
-                    asked.headers["host"]
-                ),
-            ),
-        }
-    })
-    .await;
-    let (_root, store) = store_for(&server);
-    store.pull(IMAGE, None).await.expect("anonymously");
-    store
-        .pull(IMAGE, password(None))
-        .await
-        .expect("with a password");
-    let identity = Credentials {
-        secret: Secret::IdentityToken("identity".to_owned()),
-        server: None,
-    };
-    store
-        .pull(IMAGE, Some(identity))
-        .await
-        .expect("with an identity token");
-    let tokens: Vec<_> = server
-        .asked()
-        .into_iter()
-        .filter(|asked| asked.path.starts_with("/token"))
-        .collect();
-    assert_eq!(tokens.len(), 3, "one token for each pull");
-    assert_eq!(
-        tokens[0].path,
-        "/token?scope=repository%3Aimage%3Apull&service=here"
-    );
-    assert!(!tokens[0].headers.contains_key("authorization"));
-    assert!(tokens[1].headers.contains_key("authorization"));
-    assert_eq!(tokens[2].method, "POST");
-    assert!(tokens[2].body.contains("refresh_token=identity"));
-}
-
-#[tokio::test]
-async fn a_registry_token_is_sent_as_it_is() {
-    let site = small_image();
-    let server =
-        Server::start(
-            move |asked| match asked.headers.get("authorization").map(String::as_str) {
-                Some("Bearer mine") => site.answer(asked),
-                _ => Reply::new(401, "").header("WWW-Authenticate", r#"Bearer realm="http://x/y""#),
-            },
-        )
-        .await;
-    let (_root, store) = store_for(&server);
-    let token = Credentials {
-        secret: Secret::RegistryToken("mine".to_owned()),
-        server: None,
-    };
-    store
-        .pull(IMAGE, Some(token))
-        .await
-        .expect("the right token");
 }

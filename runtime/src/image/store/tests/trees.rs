@@ -19,6 +19,7 @@ fn mirrored(host: &str) -> RegistryConfig {
     let endpoint = EndpointConfig {
         host: host.to_owned(),
         plain_http: true,
+        ..EndpointConfig::default()
     };
     config
         .mirrors

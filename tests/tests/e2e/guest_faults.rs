@@ -78,24 +78,15 @@ fn an_initramfs_without_init_ends_the_start_at_once() -> Result<()> {
     let folder = folder()?;
     let root = folder.path().join("root");
     install(Path::new("/bin/true"), &root.join("bin/true"))?;
-    ends_at_once(&pack(folder.path(), &root)?)
+    let initramfs = pack(folder.path(), &root)?;
+    ends_at_once(Options::kvm().initramfs(&initramfs), "panic")
 }
 
 #[test]
 fn an_agent_that_exits_ends_the_start_at_once() -> Result<()> {
     let folder = folder()?;
     let initramfs = initramfs_of(folder.path(), Path::new("/bin/true"))?;
-    ends_at_once(&initramfs)
-}
-
-/// The guest's kernel panics, which is noticed long before the guest would be given up.
-fn ends_at_once(initramfs: &Path) -> Result<()> {
-    let options = Options::kvm()
-        .initramfs(initramfs)
-        .vm("start_timeout_ms", 200_000);
-    let took = run_fails(options, Code::Unavailable, "panic")?;
-    ensure!(took < NOTICED, "noticed after {took:?}");
-    Ok(())
+    ends_at_once(Options::kvm().initramfs(&initramfs), "panic")
 }
 
 #[test]
@@ -103,10 +94,13 @@ fn a_guest_that_triple_faults_is_told_apart() -> Result<()> {
     let folder = folder()?;
     let kernel = folder.path().join("vmlinux");
     fs::write(&kernel, kernel_of(TRIPLE_FAULT))?;
-    let options = Options::kvm()
-        .kernel(&kernel)
-        .vm("start_timeout_ms", 600_000);
-    let took = run_fails(options, Code::Unavailable, "triple fault")?;
+    ends_at_once(Options::kvm().kernel(&kernel), "triple fault")
+}
+
+/// The guest ends, which is noticed long before it would be given up.
+fn ends_at_once(options: Options, message: &str) -> Result<()> {
+    let options = options.vm("start_timeout_ms", 200_000);
+    let took = run_fails(options, Code::Unavailable, message)?;
     ensure!(took < NOTICED, "noticed after {took:?}");
     Ok(())
 }

@@ -33,7 +33,7 @@ kernel = "$KERNEL"
 initramfs = "$INITRAMFS"
 start_timeout_ms = 120000
 [registry.mirrors]
-"docker.io" = [{ host = "127.0.0.1:$port", plain_http = true }]
+"registry.test" = [{ host = "127.0.0.1:$port", plain_http = true }]
 END
 mkdir -p "$dir/root" "$dir/state"
 "$BINARIES/isopod" --config "$dir/config.toml" serve > "$dir/isopod.log" 2>&1 &
@@ -48,7 +48,7 @@ if [ ! -S "$dir/isopod.sock" ]; then
   exit 1
 fi
 
-image=docker.io/busybox:1
+image=registry.test/busybox:1
 hello='echo "Hello from $(uname -n), Linux $(uname -r), in a microVM of its own."; grep MemTotal /proc/meminfo'
 say "isopod run $image"
 "$BINARIES/isopod" --config "$dir/config.toml" run --timings "$image" sh -c "$hello"
@@ -61,6 +61,7 @@ cat > "$dir/sandbox.json" << END
 END
 cat > "$dir/container.json" << END
 {"metadata": {"name": "hello"}, "image": {"image": "$image"}, "log_path": "hello.log", "linux": {},
+ "labels": {"io.kubernetes.pod.name": "demo", "io.kubernetes.pod.namespace": "default"},
  "command": ["sh", "-c", $(printf '%s; sleep 600' "$hello" | sed 's/\\/\\\\/g; s/"/\\"/g; s/^/"/; s/$/"/')]}
 END
 printf 'runtime-endpoint: unix://%s\nimage-endpoint: unix://%s\ntimeout: 120\n' \

@@ -39,7 +39,7 @@ pub(super) fn run(job: &Job) -> Result<u8> {
     setup::packages(&[setup::Need::Lab])?;
     let kernel = kernel::get()?;
     let folder = tempfile::Builder::new().prefix("isopod-lab.").tempdir()?;
-    let end = format!("\n#lab-end-{}#", nonce()?);
+    let end = format!("#lab-end-{}#", nonce()?);
     let in_folder = |name: &str| folder.path().join(name);
     let initramfs = in_folder("initramfs");
     std::fs::write(&initramfs, initramfs::build(&kernel, job, &end)?)?;

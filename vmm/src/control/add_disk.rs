@@ -11,7 +11,7 @@ pub(super) async fn add_disk(
         let request = request.disk.into_option().unwrap_or_default();
         // Before its descriptors are taken: they stay the other disk's then.
         if running.machine.has_disk(&request.serial) {
-            return Err(crate::machine::DiskError::Exists(request.serial).into());
+            return Err(crate::machine::AddError::DiskExists(request.serial).into());
         }
         let (serial, disk) = disk::make(&control.descriptors, request)?;
         running.machine.add_disk(&serial, disk)?;

@@ -7,9 +7,9 @@ use ttrpc::Code;
 
 use crate::descriptors::DescriptorError;
 use crate::log::LogError;
-use crate::machine::DiskError;
+use crate::machine::AddError;
 use crate::machine::build::BuildError;
-use crate::virtio::{blk, vsock};
+use crate::virtio::{blk, net, vsock};
 
 /// A request failed.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +35,15 @@ pub(crate) enum ControlError {
     /// A disk's contents.
     #[error(transparent)]
     DiskContents(#[from] blk::DiskError),
-    /// A disk's place.
+    /// A network interface's parts.
     #[error(transparent)]
-    Disk(#[from] DiskError),
+    Nic(#[from] net::NicError),
+    /// Not six bytes, or an MTU that does not fit.
+    #[error("a network interface has a MAC of 6 bytes and an MTU of at most 65535")]
+    NicForm,
+    /// A device's place.
+    #[error(transparent)]
+    Add(#[from] AddError),
     /// The vsock device.
     #[error(transparent)]
     Vsock(#[from] vsock::VsockError),
@@ -53,10 +59,14 @@ impl ControlError {
     fn code(&self) -> Code {
         match self {
             Self::AlreadyStarted | Self::NotRunning => Code::FAILED_PRECONDITION,
-            Self::Serial | Self::Extents(_) | Self::DiskContents(_) => Code::INVALID_ARGUMENT,
+            Self::Serial
+            | Self::Extents(_)
+            | Self::DiskContents(_)
+            | Self::Nic(_)
+            | Self::NicForm => Code::INVALID_ARGUMENT,
             Self::Duplicate(_) | Self::Vsock(_) => Code::INTERNAL,
             Self::Descriptor(error) => descriptor_code(error),
-            Self::Disk(error) => disk_code(error),
+            Self::Add(error) => add_code(error),
             Self::Build(error) => build_code(error),
             Self::Log(error) => log_code(error),
         }
@@ -72,10 +82,10 @@ fn descriptor_code(error: &DescriptorError) -> Code {
     }
 }
 
-fn disk_code(error: &DiskError) -> Code {
+fn add_code(error: &AddError) -> Code {
     match error {
-        DiskError::Exists(_) => Code::ALREADY_EXISTS,
-        DiskError::Bus(_) => Code::RESOURCE_EXHAUSTED,
+        AddError::DiskExists(_) | AddError::NicExists(_) => Code::ALREADY_EXISTS,
+        AddError::Bus(_) => Code::RESOURCE_EXHAUSTED,
     }
 }
 
@@ -92,7 +102,7 @@ fn build_code(error: &BuildError) -> Code {
         | BuildError::Bus(_)
         | BuildError::Registers(_)
         | BuildError::Threads(_) => Code::INTERNAL,
-        BuildError::Disk(error) => disk_code(error),
+        BuildError::Disk(error) => add_code(error),
     }
 }
 

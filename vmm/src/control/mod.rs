@@ -5,6 +5,7 @@
 //! owns what comes after.
 
 mod add_disk;
+mod add_nic;
 mod close_log;
 mod disk;
 mod error;
@@ -23,11 +24,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use isopod_proto::vmm::{
-    AddDiskRequest, AddDiskResponse, CloseLogRequest, CloseLogResponse, OpenLogRequest,
-    OpenLogResponse, PauseRequest, PauseResponse, RemoveDiskRequest, RemoveDiskResponse,
-    ReopenLogRequest, ReopenLogResponse, ResumeRequest, ResumeResponse, ShutDownRequest,
-    ShutDownResponse, StartRequest, StartResponse, StatusRequest, StatusResponse, WaitLogRequest,
-    WaitLogResponse,
+    AddDiskRequest, AddDiskResponse, AddNicRequest, AddNicResponse, CloseLogRequest,
+    CloseLogResponse, OpenLogRequest, OpenLogResponse, PauseRequest, PauseResponse,
+    RemoveDiskRequest, RemoveDiskResponse, ReopenLogRequest, ReopenLogResponse, ResumeRequest,
+    ResumeResponse, ShutDownRequest, ShutDownResponse, StartRequest, StartResponse, StatusRequest,
+    StatusResponse, WaitLogRequest, WaitLogResponse,
 };
 use isopod_proto::vmm_ttrpc;
 use tokio::sync::mpsc::UnboundedSender;
@@ -146,6 +147,7 @@ verbs! {
     pause(PauseRequest) -> PauseResponse;
     resume(ResumeRequest) -> ResumeResponse;
     add_disk(AddDiskRequest) -> AddDiskResponse;
+    add_nic(AddNicRequest) -> AddNicResponse;
     remove_disk(RemoveDiskRequest) -> RemoveDiskResponse;
     open_log(OpenLogRequest) -> OpenLogResponse;
     reopen_log(ReopenLogRequest) -> ReopenLogResponse;

@@ -17,6 +17,7 @@ pub(super) async fn status(
             response.vcpus = u32::try_from(machine.vcpus()).unwrap_or(u32::MAX);
             response.memory_mib = machine.memory_mib();
             response.disks = machine.disks();
+            response.nics = machine.nics();
             response.vsock_connections = running.vsock.connections();
             if machine.is_paused() {
                 MachineState::MACHINE_STATE_PAUSED

@@ -1,5 +1,6 @@
 //! Building a machine, step by step.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use super::layout;
 use super::memory::{self, MemoryError};
 use super::ports::Ports;
 use super::vcpu::{RegisterError, VcpuError, Vcpus, enter_pvh, set_msrs};
-use super::{DiskError, Machine};
+use super::{AddError, Machine};
 use crate::pci::Address;
 use crate::pci::bus::PciBus;
 use crate::virtio::VirtioDevice;
@@ -67,7 +68,7 @@ pub(crate) enum BuildError {
     Threads(#[from] VcpuError),
     /// A disk.
     #[error(transparent)]
-    Disk(#[from] DiskError),
+    Disk(#[from] AddError),
 }
 
 /// What a machine is made of.
@@ -117,7 +118,8 @@ pub(crate) fn build(
     let ports = Arc::new(Ports::new(config.console));
     let mut machine = Machine {
         vcpus: Vcpus::new(Arc::clone(&pci), ports, ended)?,
-        disks: std::collections::BTreeMap::new(),
+        disks: BTreeMap::new(),
+        nics: BTreeMap::new(),
         vm,
         pci,
         memory,

@@ -1,7 +1,8 @@
 //! The machine: guest memory, vCPUs, buses, and the devices on them.
 //!
 //! The control thread owns it. It is built once ([`build`]), runs until the guest ends, can be
-//! paused, and takes disks on and off its bus:
+//! paused, takes disks on and off its bus, and
+//! network interfaces on it:
 //!
 //! ```text
 //!           pause            end (guest, ShutDown)
@@ -35,12 +36,15 @@ use crate::pci::{Address, Hypervisor};
 use crate::virtio::VirtioDevice;
 use crate::virtio::pci::VirtioPci;
 
-/// A disk cannot be added.
+/// A device cannot be added.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub(crate) enum DiskError {
-    /// The serial number is taken.
+pub(crate) enum AddError {
+    /// The disk's serial number is taken.
     #[error("there is a disk {0} already")]
-    Exists(String),
+    DiskExists(String),
+    /// The interface's name is taken.
+    #[error("there is a network interface {0} already")]
+    NicExists(String),
     /// No room.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -52,6 +56,7 @@ pub(crate) struct Machine {
     // Dropped in this order: vCPUs, then devices, then the VM, then what its slots are backed by.
     vcpus: Vcpus,
     disks: BTreeMap<String, Address>,
+    nics: BTreeMap<String, Address>,
     vm: Arc<Vm>,
     pci: Arc<PciBus>,
     memory: GuestMemoryMmap,
@@ -93,14 +98,14 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// [`DiskError`].
+    /// [`AddError`].
     pub(crate) fn add_disk(
         &mut self,
         serial: &str,
         disk: Box<dyn VirtioDevice>,
-    ) -> Result<(), DiskError> {
+    ) -> Result<(), AddError> {
         if self.disks.contains_key(serial) {
-            return Err(DiskError::Exists(serial.to_owned()));
+            return Err(AddError::DiskExists(serial.to_owned()));
         }
         let address = self.pci.free_address()?;
         self.add_function(address, disk);
@@ -125,6 +130,36 @@ impl Machine {
     /// There is a disk with this serial number.
     pub(crate) fn has_disk(&self, serial: &str) -> bool {
         self.disks.contains_key(serial)
+    }
+
+    /// Puts a network interface on the bus; the guest sees it when it rescans.
+    ///
+    /// # Errors
+    ///
+    /// [`AddError`].
+    pub(crate) fn add_nic(
+        &mut self,
+        name: &str,
+        nic: Box<dyn VirtioDevice>,
+    ) -> Result<(), AddError> {
+        if self.nics.contains_key(name) {
+            return Err(AddError::NicExists(name.to_owned()));
+        }
+        let address = self.pci.free_address()?;
+        self.add_function(address, nic);
+        self.nics.insert(name.to_owned(), address);
+        tracing::info!(name, %address, "network interface added");
+        Ok(())
+    }
+
+    /// Names of the network interfaces on the bus.
+    pub(crate) fn nics(&self) -> Vec<String> {
+        self.nics.keys().cloned().collect()
+    }
+
+    /// There is a network interface with this name.
+    pub(crate) fn has_nic(&self, name: &str) -> bool {
+        self.nics.contains_key(name)
     }
 
     /// Number of vCPUs.

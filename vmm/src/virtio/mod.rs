@@ -12,7 +12,7 @@
 //!    (driver sets DRIVER_OK, resume)           (reset, pause, removal)
 //! ```
 //!
-//! The machine makes the devices while it handles `Start` and `AddDisk` on the control thread, from
+//! The machine makes the devices while it handles `Start`, `AddDisk` and `AddNic` on the control thread, from
 //! descriptors that it was handed; a device opens nothing by path outside the sandbox's directory:
 //!
 //! | device | slot on bus 0 | made by |
@@ -20,6 +20,7 @@
 //! | vsock | 1 | `vsock::Vsock::new(listener: UnixListener, dir: &Path) -> Result<(Vsock, VsockHandle), VsockError>`; the handle (`Clone + Send + Sync`) opens host-side connections for the container logs and counts the open ones |
 //! | rng | 2 | `rng::Rng::new() -> Rng`, from `getrandom(2)` |
 //! | disks | 3 and up | `blk::Disk::new(blk::DiskOptions { serial, read_only, extents: Vec<blk::Extent { file: File, offset: u64, length: u64 }> }) -> Result<Disk, DiskError>` |
+//! | network interfaces | 3 and up | `net::Nic::new(net::NicOptions { name, mac, mtu, taps: Vec<OwnedFd> }) -> Result<Nic, NicError>` |
 //!
 //! A pause is a `deactivate` whose queues are kept and given back to `activate`. After `deactivate`
 //! returns, a device touches neither guest memory nor its interrupt: no completion can arrive after
@@ -27,12 +28,14 @@
 
 pub(crate) mod blk;
 mod chain;
+pub(crate) mod net;
 pub(crate) mod pci;
 mod queue_worker;
 pub(crate) mod rng;
 mod segments;
 #[cfg(test)]
 mod testing;
+mod used;
 pub(crate) mod vsock;
 
 use std::fmt::Debug;
@@ -69,13 +72,6 @@ pub(crate) struct Activation {
     /// The guest's memory.
     pub(crate) memory: GuestMemoryMmap,
     /// Feature bits that both sides accepted.
-    #[cfg_attr(
-        not(test),
-        expect(
-            dead_code,
-            reason = "no device so far works differently without a feature"
-        )
-    )]
     pub(crate) features: u64,
     /// Every queue that the driver enabled.
     pub(crate) queues: Vec<ActiveQueue>,

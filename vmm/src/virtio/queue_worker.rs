@@ -39,7 +39,7 @@ pub(crate) struct QueueWorker {
 }
 
 impl QueueWorker {
-    /// Starts a thread that serves the first queue of `activation`.
+    /// Starts a thread that serves the only queue of `activation`.
     ///
     /// # Errors
     ///
@@ -59,7 +59,7 @@ impl QueueWorker {
         } = activation;
         let active = queues
             .into_iter()
-            .find(|active| active.index == 0)
+            .next()
             .ok_or(ActivateError::QueueMissing(0))?;
         let stop = EventFd::new(EFD_NONBLOCK).map_err(failed)?;
         let epoll = epoll_of(&active.notify, &stop).map_err(failed)?;

@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use vm_memory::VolatileSlice;
 
 /// Most pieces handed to one system call. The rest goes with the next one.
-const PIECES_PER_CALL: usize = 128;
+pub(crate) const PIECES_PER_CALL: usize = 128;
 
 /// A run of bytes in guest memory, in pieces. Consumed from the front.
 ///
@@ -36,6 +36,11 @@ impl<'m> Segments<'m> {
     /// Bytes that are left.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Pieces that are left.
+    pub(crate) fn pieces(&self) -> usize {
+        self.left().len()
     }
 
     /// Adds `other`'s bytes from `skip` on, `most` of them, at the end. Returns how many those are.

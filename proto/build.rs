@@ -1,4 +1,4 @@
-//! Generates the CRI server and client with prost, the two private services with ttrpc.
+//! Generates the servers and clients of the CRI socket with prost, the two private services with ttrpc.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -9,10 +9,10 @@ fn main() -> Result<()> {
     println!("cargo::rerun-if-changed=proto");
     let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
 
-    let cri = protox::compile(["proto/cri.proto"], ["proto"])?;
+    let grpc = protox::compile(["proto/cri.proto", "proto/images.proto"], ["proto"])?;
     tonic_prost_build::configure()
         .out_dir(&out)
-        .compile_fds(cri)?;
+        .compile_fds(grpc)?;
 
     ttrpc_codegen::Codegen::new()
         .out_dir(&out)

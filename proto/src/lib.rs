@@ -1,6 +1,7 @@
 //! The wire contracts between Isopod's processes, and with the kubelet.
 //!
 //! - [`cri`]: the Container Runtime Interface, served by the daemon over gRPC.
+//! - [`images`]: what `isopod pull` and `isopod image` ask beyond it, on the same socket.
 //! - [`agent`]: what the daemon asks of the agent inside the guest, over ttrpc.
 //! - [`vmm`]: what the daemon asks of a sandbox's VMM, over ttrpc.
 //! - [`stream`]: the framing of process streams (stdin, stdout, stderr) beside the agent's service.
@@ -28,6 +29,18 @@ pub const STREAM_PORT: u32 = 1025;
 )]
 pub mod cri {
     tonic::include_proto!("runtime.v1");
+}
+
+/// Images beyond the CRI: progress, archives.
+#[allow(
+    warnings,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    reason = "generated"
+)]
+pub mod images {
+    tonic::include_proto!("isopod.images.v1");
 }
 
 /// The agent's messages.

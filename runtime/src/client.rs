@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use isopod_proto::cri::image_service_client::ImageServiceClient;
 use isopod_proto::cri::runtime_service_client::RuntimeServiceClient;
+use isopod_proto::images::images_client::ImagesClient;
 use tonic::transport::{Channel, Endpoint};
 
 /// Largest answer, in bytes: lists of everything on a node are long.
@@ -36,13 +37,15 @@ pub(crate) enum ClientError {
     },
 }
 
-/// The daemon's two services over one connection.
+/// The daemon's services over one connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     /// Pods and containers.
     pub(crate) runtime: RuntimeServiceClient<Channel>,
-    /// Images.
+    /// Images, as the CRI has them.
     pub(crate) image: ImageServiceClient<Channel>,
+    /// Images, as people want them.
+    pub(crate) images: ImagesClient<Channel>,
 }
 
 impl Client {
@@ -65,7 +68,8 @@ impl Client {
         Ok(Self {
             runtime: RuntimeServiceClient::new(channel.clone())
                 .max_decoding_message_size(ANSWER_MAX),
-            image: ImageServiceClient::new(channel).max_decoding_message_size(ANSWER_MAX),
+            image: ImageServiceClient::new(channel.clone()).max_decoding_message_size(ANSWER_MAX),
+            images: ImagesClient::new(channel),
         })
     }
 }

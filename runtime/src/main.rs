@@ -18,6 +18,7 @@ mod id;
     reason = "parts of it wait for their callers"
 )]
 mod image;
+mod images;
 mod logging;
 mod record;
 mod run;
@@ -35,6 +36,7 @@ use clap::{Parser, Subcommand};
 use tokio::runtime::Runtime;
 
 use crate::config::Config;
+use crate::images::ImagesError;
 use crate::version::OutputFormat;
 
 /// Runs every Kubernetes pod in its own microVM.
@@ -54,10 +56,27 @@ enum Command {
     Serve(ServeArgs),
     /// Run a command in a pod of its own
     Run(Box<run::Args>),
+    /// List the images on this node
+    Images(images::ListArgs),
+    /// Pull images from their registries
+    Pull(images::PullArgs),
+    /// Remove images
+    Rmi(images::RemoveArgs),
+    /// Bring images in and out without a registry
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Check whether this machine can run microVMs, and say what to do if not
     Doctor(DoctorArgs),
     /// Tell what is installed here and what runs
     Version(VersionArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    /// Bring in the images of an OCI archive or folder
+    Import(images::ImportArgs),
+    /// Write images to an OCI archive
+    Export(images::ExportArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -97,6 +116,26 @@ fn main() -> ExitCode {
     let (result, failure) = match cli.command {
         Command::Serve(args) => (serve(&args, config), EXIT_FAILURE),
         Command::Run(args) => (run(&args, config), run::EXIT_RUN_FAILED),
+        Command::Images(args) => (
+            ask(config, async |socket| images::list(&args, &socket).await),
+            EXIT_FAILURE,
+        ),
+        Command::Pull(args) => (
+            ask(config, async |socket| images::pull(&args, &socket).await),
+            EXIT_FAILURE,
+        ),
+        Command::Rmi(args) => (
+            ask(config, async |socket| images::remove(&args, &socket).await),
+            EXIT_FAILURE,
+        ),
+        Command::Image(ImageCommand::Import(args)) => (
+            ask(config, async |socket| images::import(&args, &socket).await),
+            EXIT_FAILURE,
+        ),
+        Command::Image(ImageCommand::Export(args)) => (
+            ask(config, async |socket| images::export(&args, &socket).await),
+            EXIT_FAILURE,
+        ),
         Command::Doctor(args) => (Ok(doctor(&args, config)), EXIT_FAILURE),
         Command::Version(args) => (version(&args, config), EXIT_FAILURE),
     };
@@ -129,6 +168,16 @@ fn run(args: &run::Args, config: Option<&Path>) -> Result<ExitCode> {
     // A write to a pipe that nobody reads may still wait, and must not keep us here.
     runtime.shutdown_background();
     Ok(ExitCode::from(code?))
+}
+
+/// Asks the configuration's daemon something about images.
+fn ask(
+    config: Option<&Path>,
+    question: impl AsyncFnOnce(PathBuf) -> Result<(), ImagesError>,
+) -> Result<ExitCode> {
+    let socket = socket(None, config)?;
+    single_threaded()?.block_on(question(socket))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn doctor(args: &DoctorArgs, config: Option<&Path>) -> ExitCode {

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! kubelet, crictl ── gRPC ──> service ──> one file per method ──> sandbox | container | streaming
-//!                               └──> image
+//!                               └──> image, images
 //! ```
 
 mod attach;
@@ -18,6 +18,7 @@ mod exec;
 mod exec_sync;
 mod handler;
 pub(crate) mod image;
+mod images;
 mod labels;
 mod list_containers;
 mod list_pod_sandbox;

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use isopod_proto::cri::image_service_server::ImageServiceServer;
 use isopod_proto::cri::runtime_service_server::RuntimeServiceServer;
+use isopod_proto::images::images_server::ImagesServer;
 use rustix::fs::FlockOperation;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 
 use super::image::ImageApi;
+use super::images::ImagesApi;
 use super::{Cri, notify};
 use crate::chain::chain;
 use crate::config::Config;
@@ -99,6 +101,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
     let runtime = RuntimeServiceServer::new(cri)
         .max_decoding_message_size(MESSAGE_MAX)
         .max_encoding_message_size(3 * MESSAGE_MAX);
+    let beyond = ImagesServer::new(ImagesApi::new(images.clone()));
     let images = ImageServiceServer::new(ImageApi::new(Arc::new(images)))
         .max_decoding_message_size(MESSAGE_MAX)
         .max_encoding_message_size(MESSAGE_MAX);
@@ -112,6 +115,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
     let server = tonic::transport::Server::builder()
         .add_service(runtime)
         .add_service(images)
+        .add_service(beyond)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
             let _told = drained.await;
         });

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! registry ──blob──> digest ──> decompress ──> diff id ──> archive ─┬─ data ──> layers/<diff id>/data
-//!                                                                   └─ rest ──> layers/<diff id>/index
+//!                                                                   └─ rest ──> layers/<diff id>/index, recipe
 //!
 //! indexes of an image's layers, lowest first ──> tree ──> images/<id>/metadata   (EROFS)
 //!
@@ -15,13 +15,14 @@
 //!
 //! The folders, each of which knows only those above it in this list:
 //!
-//! - `digest.rs`, `limits.rs`, `reference.rs`, `error.rs`: words that all of them use.
+//! - `digest.rs`, `limits.rs`, `reference.rs`, `error.rs`, `progress.rs`: words that all of them use.
 //! - `tar/`: reads archives.
 //! - `layer/`: an archive to a data blob and an index.
 //! - `tree/`: indexes on top of one another.
 //! - `erofs/`: a tree to the metadata of a disk.
 //! - `registry/`: asks registries.
 //! - `store/`: keeps layers, images and their names on disk, and drives all of the above.
+//! - `layout/`: serves archives as a registry would, to be pulled from.
 //!
 //! Callers are the CRI's image service and, for [`ImageStore::find`] and [`ImageStore::disk`],
 //! whoever creates containers. Downloads are async and end with the future that wants them; archives
@@ -31,7 +32,9 @@ mod digest;
 mod erofs;
 mod error;
 mod layer;
+mod layout;
 mod limits;
+mod progress;
 mod reference;
 mod registry;
 mod store;
@@ -42,12 +45,15 @@ mod tree;
 
 use std::fmt;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 pub(crate) use self::error::{ImageError, chain};
+pub(crate) use self::layout::{Layout, LayoutError, Served};
+pub(crate) use self::progress::{LayerState, Progress};
 pub(crate) use self::store::ImageStore;
 
 /// A part of a file, and with its fellows a disk.
@@ -148,6 +154,17 @@ impl fmt::Debug for Secret {
             Self::RegistryToken(_) => "RegistryToken",
         })
     }
+}
+
+/// What to pull, from where, and with what.
+#[derive(Debug, Default)]
+pub(crate) struct PullRequest {
+    /// The image's name.
+    pub(crate) reference: String,
+    /// What opens the registry. `None`: what the node has.
+    pub(crate) auth: Option<Credentials>,
+    /// A unix socket at which a registry answers that is asked instead of the image's own.
+    pub(crate) registry_socket: Option<PathBuf>,
 }
 
 /// What the store takes of its filesystem.

@@ -41,6 +41,8 @@ pub struct Options {
     initramfs: Option<PathBuf>,
     /// Keys of the configuration's `[vm]`.
     vm: Table,
+    /// Keys of the configuration's `[registry]`.
+    registry: Table,
 }
 
 /// How long a guest may take to start, unless the test is about that.
@@ -66,6 +68,7 @@ impl Options {
             kernel: None,
             initramfs: None,
             vm: Table::new(),
+            registry: Table::new(),
         }
     }
 
@@ -104,6 +107,13 @@ impl Options {
         self
     }
 
+    /// Another value of a key in the configuration's `[registry]`.
+    #[must_use]
+    pub fn registry(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.registry.insert(key.to_owned(), value.into());
+        self
+    }
+
     pub(super) fn needs_kvm(&self) -> bool {
         self.kvm
     }
@@ -133,16 +143,16 @@ impl Options {
         config.insert("state_dir".into(), text(node.state_dir()));
         config.insert("log_level".into(), "info,isopod=debug".into());
         config.insert("vm".into(), vm.into());
+        let mut settings = self.registry.clone();
         if let Some(host) = registry {
             let mut endpoint = Table::new();
             endpoint.insert("host".into(), host.into());
             endpoint.insert("plain_http".into(), true.into());
             let mut mirrors = Table::new();
             mirrors.insert(REGISTRY.into(), Value::Array(vec![endpoint.into()]));
-            let mut registry = Table::new();
-            registry.insert("mirrors".into(), mirrors.into());
-            config.insert("registry".into(), registry.into());
+            settings.insert("mirrors".into(), mirrors.into());
         }
+        config.insert("registry".into(), settings.into());
         Ok(toml::to_string(&config)?)
     }
 

@@ -1,6 +1,8 @@
 //! What a daemon does without a microVM: images, refusals, its own life. Needs no KVM.
 
+mod commands;
 mod daemon;
 mod image_faults;
 mod images;
+mod kills;
 mod refusals;

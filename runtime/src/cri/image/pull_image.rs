@@ -6,14 +6,22 @@ use tonic::Status;
 
 use super::credentials::credentials;
 use super::{ImageApi, required};
+use crate::image::{Progress, PullRequest, chain};
 
 impl ImageApi {
+    #[tracing::instrument(name = "PullImage", skip_all)]
     pub(super) async fn pull(
         &self,
         request: PullImageRequest,
     ) -> Result<PullImageResponse, Status> {
-        let auth = credentials(request.auth.unwrap_or_default())?;
-        let image = self.store.pull(&required(request.image)?, auth).await?;
+        let request = PullRequest {
+            auth: credentials(request.auth.unwrap_or_default())?,
+            reference: required(request.image)?,
+            registry_socket: None,
+        };
+        let image = self.store.pull(request, &Progress::default()).await;
+        let image =
+            image.inspect_err(|error| tracing::error!(error = chain(error), "not pulled"))?;
         Ok(PullImageResponse {
             image_ref: image.id,
         })

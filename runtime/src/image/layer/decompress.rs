@@ -11,10 +11,10 @@ const INPUT_BUFFER: usize = 128 << 10;
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
 /// What was read ahead to look at, and the rest.
-type Input<R> = BufReader<io::Chain<Cursor<Vec<u8>>, R>>;
+pub(crate) type Input<R> = BufReader<io::Chain<Cursor<Vec<u8>>, R>>;
 
-/// A layer's blob, seen uncompressed.
-pub(super) enum Decompressor<R: Read> {
+/// A layer's blob, or another archive, seen uncompressed.
+pub(crate) enum Decompressor<R: Read> {
     /// Not compressed.
     Plain(Input<R>),
     /// gzip, of any number of members.
@@ -26,7 +26,7 @@ pub(super) enum Decompressor<R: Read> {
 impl<R: Read> Decompressor<R> {
     /// Told from the first bytes: media types are wrong too often, and no archive begins like
     /// another format's magic number.
-    pub(super) fn new(mut input: R) -> io::Result<Self> {
+    pub(crate) fn new(mut input: R) -> io::Result<Self> {
         let mut start = Vec::with_capacity(4);
         (&mut input).take(4).read_to_end(&mut start)?;
         let magic: [u8; 4] = start.as_slice().try_into().unwrap_or_default();

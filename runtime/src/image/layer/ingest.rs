@@ -6,7 +6,8 @@ use std::path::Path;
 
 use super::decompress::Decompressor;
 use super::index::{Change, IndexWriter, Record};
-use super::{DATA, INDEX, path};
+use super::recipe::Recorder;
+use super::{DATA, INDEX, RECIPE, path};
 use crate::image::digest::{Digest, Hasher};
 use crate::image::limits::{
     BLOCK_BYTES, MAX_ENTRIES, MAX_INDEX_BYTES, MAX_NAME_BYTES, MAX_PATH_BYTES, MAX_XATTR_BYTES,
@@ -90,7 +91,7 @@ pub(crate) enum LayerError {
 #[error("more than {0} bytes")]
 struct OverLimit(u64);
 
-/// Reads the layer's blob from `input` and makes the layer in `directory`, which is empty. Both
+/// Reads the layer's blob from `input` and makes the layer in `directory`, which is empty. All
 /// files are durable when it returns. What `input` fails with comes back inside
 /// [`LayerError::Tar`]. Reads `input` to its end, so that whoever checks its digest has seen all.
 ///
@@ -107,7 +108,9 @@ pub(crate) fn ingest(
         bytes: 0,
         limit: limits.unpacked_bytes,
     };
-    let mut tar = Reader::new(BufReader::with_capacity(ARCHIVE_BUFFER, archive));
+    let archive = BufReader::with_capacity(ARCHIVE_BUFFER, archive);
+    let recorder = create(directory, RECIPE).and_then(|file| Recorder::new(archive, file));
+    let mut tar = Reader::new(recorder.map_err(LayerError::Write)?);
     let mut layer = LayerWriter {
         index: create(directory, INDEX)
             .and_then(IndexWriter::new)
@@ -117,14 +120,17 @@ pub(crate) fn ingest(
     };
     loop {
         match tar.next_entry() {
-            Ok(Some(entry)) => layer.entry(entry, &mut tar)?,
+            Ok(Some(entry)) => {
+                layer.entry(entry, &mut tar)?;
+                tar.input_mut().check().map_err(LayerError::Write)?;
+            }
             Ok(None) => break,
             Err(error) => return Err(from_tar(error)),
         }
     }
     let mut rest = tar.into_inner();
     drain(&mut rest)?;
-    let archive = rest.into_inner();
+    let archive = rest.finish().map_err(LayerError::Write)?;
     let (diff_id, unpacked_bytes) = (archive.hasher.finish(), archive.bytes);
     drain(&mut archive.input.into_inner())?;
     let blocks = layer.finish().map_err(LayerError::Write)?;
@@ -177,7 +183,7 @@ impl<R: Read> Read for Archive<R> {
     }
 }
 
-/// The two files of a layer.
+/// The two files of a layer that its entries go to.
 struct LayerWriter {
     index: IndexWriter,
     data: DataBlob,
@@ -185,10 +191,10 @@ struct LayerWriter {
 }
 
 impl LayerWriter {
-    fn entry<R: io::BufRead>(
+    fn entry<R: Read>(
         &mut self,
         entry: Entry,
-        tar: &mut Reader<R>,
+        tar: &mut Reader<Recorder<R>>,
     ) -> Result<(), LayerError> {
         if self.index.records() >= MAX_ENTRIES || self.index.bytes() >= MAX_INDEX_BYTES {
             return Err(LayerError::TooMany);
@@ -228,10 +234,10 @@ impl LayerWriter {
         self.index.push(&record).map_err(LayerError::Write)
     }
 
-    fn change<R: io::BufRead>(
+    fn change<R: Read>(
         &mut self,
         entry: &Entry,
-        tar: &mut Reader<R>,
+        tar: &mut Reader<Recorder<R>>,
     ) -> Result<Change, LayerError> {
         Ok(match entry.kind {
             EntryKind::Directory => Change::Directory,
@@ -257,10 +263,10 @@ impl LayerWriter {
     }
 
     /// Appends a regular file's data.
-    fn file<R: io::BufRead>(
+    fn file<R: Read>(
         &mut self,
         entry: &Entry,
-        tar: &mut Reader<R>,
+        tar: &mut Reader<Recorder<R>>,
     ) -> Result<(), LayerError> {
         // Holes cost nothing here, but they are read like anything else later.
         if self.data.bytes.saturating_add(entry.size) > self.limit {
@@ -281,9 +287,9 @@ impl LayerWriter {
         self.data.align().map_err(LayerError::Write)
     }
 
-    fn copy<R: io::BufRead>(
+    fn copy<R: Read>(
         &mut self,
-        tar: &mut Reader<R>,
+        tar: &mut Reader<Recorder<R>>,
         mut length: u64,
     ) -> Result<(), LayerError> {
         while length > 0 {
@@ -294,9 +300,11 @@ impl LayerWriter {
             if wanted == 0 {
                 return Err(LayerError::Tar(TarError::Truncated));
             }
+            let stored_at = self.data.bytes;
             self.data
                 .append(&data[..wanted])
                 .map_err(LayerError::Write)?;
+            tar.input_mut().stored_at(stored_at);
             tar.consume(wanted);
             length -= wanted as u64;
         }

@@ -5,6 +5,7 @@
 //!
 //! - `data`, the *data blob*: the contents of the regular files, one after the other, each at a
 //!   multiple of 4096 bytes. A sparse file's holes are holes of this file.
+//! - `recipe`: what else the archive consists of, to make it again (`recipe.rs`).
 //! - `index`: what the archive says, entry by entry and in its order, in our own compact form
 //!   (`index.rs`), with the place of each file's data.
 //!
@@ -18,13 +19,22 @@ mod decompress;
 mod index;
 mod ingest;
 mod path;
+mod recipe;
 
+pub(crate) use self::decompress::Decompressor;
 pub(crate) use self::index::{Change, Damage, IndexReader, Record};
 pub(crate) use self::ingest::{IngestLimits, Ingested, LayerError, ingest};
 pub(crate) use self::path::Components;
+pub(crate) use self::recipe::Recipe;
 
 /// Name of the data blob in a layer's directory.
 pub(crate) const DATA: &str = "data";
 
 /// Name of the index in a layer's directory.
 pub(crate) const INDEX: &str = "index";
+
+/// Name of the recipe in a layer's directory.
+pub(crate) const RECIPE: &str = "recipe";
+
+/// Every file of a layer's directory.
+pub(crate) const FILES: [&str; 3] = [DATA, INDEX, RECIPE];

@@ -10,6 +10,7 @@ use super::manifest::LayerDescriptor;
 use super::request::{Failure, Request, transport};
 use crate::image::ImageError;
 use crate::image::digest::Hasher;
+use crate::image::progress::LayerProgress;
 
 /// Bytes that must arrive between two failures for the second to count as a first one.
 const PROGRESS: u64 = 1 << 20;
@@ -55,6 +56,7 @@ impl Session {
         &self,
         layer: &LayerDescriptor,
         sender: BlobSender,
+        progress: &LayerProgress,
     ) -> Result<(), ImageError> {
         let object = format!("layer {}", layer.digest);
         let mut download = Download {
@@ -74,7 +76,7 @@ impl Session {
             };
             let response = self.get(request).await?;
             match self
-                .receive(&mut download, layer, &object, response, &sender)
+                .receive(&mut download, layer, (&sender, progress), response)
                 .await?
             {
                 Ended::Complete => break,
@@ -107,9 +109,8 @@ impl Session {
         &self,
         download: &mut Download,
         layer: &LayerDescriptor,
-        object: &str,
+        (sender, progress): (&BlobSender, &LayerProgress),
         mut response: Response,
-        sender: &BlobSender,
     ) -> Result<Ended, ImageError> {
         // An endpoint that does not know ranges begins from the beginning.
         let mut skip = match response.status() {
@@ -141,13 +142,14 @@ impl Session {
             }
             if download.offset + chunk.len() as u64 > layer.size {
                 let reason = format!("more than the {} bytes of its descriptor", layer.size);
-                return Err(self.corrupt(object, reason));
+                return Err(self.corrupt(&format!("layer {}", layer.digest), reason));
             }
             if chunk.is_empty() {
                 continue;
             }
             download.hasher.update(&chunk);
             download.offset += chunk.len() as u64;
+            progress.add(chunk.len());
             if sender.send(BlobEvent::Data(chunk)).await.is_err() {
                 return Ok(Ended::NobodyListens);
             }

@@ -56,6 +56,16 @@ impl Endpoint {
         endpoints
     }
 
+    /// One that answers at a unix socket. The name is for messages: nobody resolves it.
+    pub(super) fn local() -> Self {
+        Self {
+            host: "localhost".to_owned(),
+            scheme: "http",
+            mirrored: None,
+            tls: TlsFiles::default(),
+        }
+    }
+
     /// The address of a manifest or a blob of the repository. Mirrors of several registries want to
     /// know which one is meant (`ns`, as containerd has it).
     pub(super) fn url(&self, repository: &str, kind: &str, name: &str) -> Option<Url> {

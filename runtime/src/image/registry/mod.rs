@@ -41,7 +41,7 @@ use self::endpoint::Endpoint;
 pub(crate) use self::manifest::{LayerDescriptor, Resolved};
 use self::request::Failure;
 use super::reference::Reference;
-use super::{Credentials, ImageError};
+use super::{ImageError, PullRequest, chain};
 use crate::config::RegistryConfig;
 
 const MAX_REDIRECTS: usize = 10;
@@ -101,22 +101,26 @@ impl Registry {
     }
 
     /// The conversation about one image.
-    pub(crate) fn session(
-        &self,
-        reference: &Reference,
-        credentials: Option<Credentials>,
-    ) -> Session {
-        let endpoints = Endpoint::of(reference, &self.config);
-        let client = |endpoint: &Endpoint| match &endpoint.tls {
-            tls if tls.is_empty() => Ok(self.client.clone()),
-            tls => tls.client(self.patience),
+    pub(crate) fn session(&self, reference: &Reference, request: PullRequest) -> Session {
+        let endpoints = match &request.registry_socket {
+            None => Endpoint::of(reference, &self.config),
+            Some(_) => vec![Endpoint::local()],
+        };
+        let client = |endpoint: &Endpoint| match (&request.registry_socket, &endpoint.tls) {
+            (Some(socket), _) => {
+                let builder = client_builder(self.patience).tls_certs_only([]);
+                let built = builder.unix_socket(socket.as_path()).build();
+                built.map_err(|error| chain(&error))
+            }
+            (None, tls) if tls.is_empty() => Ok(self.client.clone()),
+            (None, tls) => tls.client(self.patience),
         };
         Session {
             clients: endpoints.iter().map(client).collect(),
             credentials_file: self.config.credentials_file.clone(),
             patience: self.patience,
             reference: reference.clone(),
-            authorisations: Authorisations::new(endpoints.len(), credentials),
+            authorisations: Authorisations::new(endpoints.len(), request.auth),
             endpoints,
             preferred: AtomicUsize::new(0),
         }

@@ -17,12 +17,16 @@ impl ImageStore {
 impl State {
     /// Names come first: `cafe` may be a repository. So does containerd.
     pub(super) fn lookup(&self, text: &str) -> Option<Digest> {
-        if let Ok(reference) = Reference::parse(text)
-            && let Some(id) = self.names.get(&reference.to_string())
-        {
-            return Some(*id);
+        match self.reference(text) {
+            Some(name) => self.names.get(&name).copied(),
+            None => self.lookup_id(text),
         }
-        self.lookup_id(text)
+    }
+
+    /// The name in the store that `text` stands for, if it is one.
+    pub(super) fn reference(&self, text: &str) -> Option<String> {
+        let name = Reference::parse(text).ok()?.to_string();
+        self.names.contains_key(&name).then_some(name)
     }
 
     /// With or without `sha256:`, whole or only the beginning.

@@ -1,7 +1,7 @@
 //! The store: layers, images and their names, on disk.
 //!
 //! ```text
-//! layers/<diff id>/data, index                    complete, or not there
+//! layers/<diff id>/data, index, recipe            complete, or not there
 //! images/<id>/config.json, record.json, metadata  complete, or not there
 //! names.json                                      every name and the image that it names
 //! tmp/                                            whatever is not finished; swept when the store opens
@@ -26,6 +26,7 @@
 //! They are taken from the bottom of this table to its top, never the other way.
 
 mod disk;
+mod export;
 mod find;
 mod garbage;
 mod image;

@@ -15,7 +15,7 @@ use super::{ImageStore, Shared, State, StoredImage};
 use crate::config::RegistryConfig;
 use crate::image::ImageError;
 use crate::image::digest::Digest;
-use crate::image::layer::{DATA, INDEX, IngestLimits};
+use crate::image::layer::{DATA, FILES, IngestLimits};
 use crate::image::limits::BLOCK_BYTES;
 use crate::image::registry::{Patience, Registry};
 
@@ -79,11 +79,16 @@ impl Shared {
     fn load(&self) -> Result<(), ImageError> {
         let mut state = State::default();
         for diff_id in digests_in(&self.root.join("layers"))? {
-            if let Ok(bytes) = allocated(&self.layer(&diff_id), &[DATA, INDEX]) {
-                state.layers.insert(diff_id, bytes);
-                state
-                    .spare
-                    .extend(self.kept_until(&diff_id).map(|until| (diff_id, until)));
+            match allocated(&self.layer(&diff_id), &FILES) {
+                Ok(bytes) => {
+                    state.layers.insert(diff_id, bytes);
+                    let until = self.kept_until(&diff_id);
+                    state.spare.extend(until.map(|until| (diff_id, until)));
+                }
+                Err(error) => {
+                    tracing::warn!(%diff_id, error = %crate::image::error::chain(&error), "layer dropped");
+                    self.discard(&self.layer(&diff_id));
+                }
             }
         }
         for id in digests_in(&self.root.join("images"))? {

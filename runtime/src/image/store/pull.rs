@@ -1,8 +1,10 @@
 //! Pulling.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read};
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
@@ -17,10 +19,11 @@ use super::record::{sync_directory, sync_parent};
 use super::{ImageStore, Shared};
 use crate::image::digest::Digest;
 use crate::image::error::chain;
-use crate::image::layer::{DATA, INDEX, Ingested, LayerError, ingest};
+use crate::image::layer::{FILES, Ingested, LayerError, ingest};
+use crate::image::progress::{LayerProgress, LayerState, Progress};
 use crate::image::reference::Reference;
 use crate::image::registry::{BlobEvent, LayerDescriptor, Resolved, Session};
-use crate::image::{Credentials, Image, ImageError};
+use crate::image::{Image, ImageError, PullRequest};
 
 /// Parts of a blob between the connection and the thread that takes it in: enough that neither
 /// waits for the other's every move.
@@ -37,22 +40,22 @@ impl ImageStore {
     /// # Errors
     /// The store then has the same images as before. Layers that were finished stay for a while if
     /// trying again may help.
-    #[tracing::instrument(skip_all, fields(image = reference))]
+    #[tracing::instrument(skip_all, fields(image = request.reference))]
     pub(crate) async fn pull(
         &self,
-        reference: &str,
-        auth: Option<Credentials>,
+        request: PullRequest,
+        progress: &Progress,
     ) -> Result<Image, ImageError> {
-        let reference = Reference::parse(reference)?;
+        let reference = Reference::parse(&request.reference)?;
         let shared = &self.shared;
-        let session = shared.registry.session(&reference, auth);
+        let session = shared.registry.session(&reference, request);
         let resolved = session.resolve().await?;
 
         let diff_ids = resolved.layers.iter().map(|layer| layer.diff_id).collect();
         let pins = Arc::new(Pins::new(shared, diff_ids));
         let work = TaskTracker::new();
         let pulled = shared
-            .fetch_and_add(&session, &reference, resolved, &pins, &work)
+            .fetch_and_add(&session, &reference, resolved, (&pins, &work), progress)
             .await;
         // Whoever hears of a failure finds nothing half done.
         work.close();
@@ -70,14 +73,14 @@ impl ImageStore {
 }
 
 impl Shared {
-    /// What a pull does once it is known of what; `work` has its threads.
+    /// What a pull does once it is known of what. `work` has its threads.
     async fn fetch_and_add(
         self: &Arc<Self>,
         session: &Session,
         reference: &Reference,
         resolved: Resolved,
-        pins: &Arc<Pins>,
-        work: &TaskTracker,
+        (pins, work): (&Arc<Pins>, &TaskTracker),
+        progress: &Progress,
     ) -> Result<Image, ImageError> {
         let diff_ids = resolved.layers.iter().map(|layer| layer.diff_id);
         let new = NewImage {
@@ -89,11 +92,16 @@ impl Shared {
         };
         // A layer that an image has twice is one layer.
         let mut layers = resolved.layers;
-        layers.sort_unstable_by_key(|layer| layer.diff_id);
-        layers.dedup_by_key(|layer| layer.diff_id);
+        let mut seen = HashSet::new();
+        layers.retain(|layer| seen.insert(layer.diff_id));
+        let waiting = layers
+            .iter()
+            .map(|layer| LayerProgress::new(layer.digest, layer.size));
+        let progress = progress.begin(waiting.collect());
         let fetches = layers
             .iter()
-            .map(|layer| self.ensure_layer(session, reference, layer, work));
+            .zip(progress)
+            .map(|(layer, progress)| self.ensure_layer(session, reference, layer, work, progress));
         try_join_all(fetches).await?;
 
         let turn = self.merges.acquire().await;
@@ -116,10 +124,12 @@ impl Shared {
         reference: &Reference,
         layer: &LayerDescriptor,
         work: &TaskTracker,
+        progress: &LayerProgress,
     ) -> Result<(), ImageError> {
         let lock = self.layer_lock(layer.diff_id);
         let _download = lock.lock().await;
         if self.state().layers.contains_key(&layer.diff_id) {
+            progress.is_now(LayerState::Present);
             return Ok(());
         }
         let _turn = self
@@ -127,7 +137,11 @@ impl Shared {
             .acquire()
             .await
             .expect("the semaphore is never closed");
-        self.fetch_layer(session, reference, layer, work).await
+        progress.is_now(LayerState::Downloading);
+        self.fetch_layer(session, reference, layer, work, progress)
+            .await?;
+        progress.is_now(LayerState::Done);
+        Ok(())
     }
 
     fn layer_lock(&self, diff_id: Digest) -> Arc<tokio::sync::Mutex<()>> {
@@ -150,8 +164,9 @@ impl Shared {
         reference: &Reference,
         layer: &LayerDescriptor,
         work: &TaskTracker,
+        progress: &LayerProgress,
     ) -> Result<(), ImageError> {
-        tracing::debug!(digest = %layer.digest, bytes = layer.size, "fetching layer");
+        let begun = Instant::now();
         let (sender, receiver) = mpsc::channel(PARTS_IN_FLIGHT);
         let worker = Arc::clone(self);
         let image = reference.to_string();
@@ -160,9 +175,13 @@ impl Shared {
             let mut blob = BlobReader::new(receiver);
             worker.take_in(&image, &expected, &mut blob)
         });
-        let (downloaded, taken_in) = tokio::join!(session.blob(layer, sender), joined(taking_in));
+        let download = session.blob(layer, sender, progress);
+        let (downloaded, taken_in) = tokio::join!(download, joined(taking_in));
         // If both failed, then the second because of the first.
-        downloaded.and(taken_in)
+        downloaded.and(taken_in)?;
+        let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(digest = %layer.digest, bytes = layer.size, elapsed_ms, "layer pulled");
+        Ok(())
     }
 
     /// Takes a layer in from its blob, checks it and publishes it. Blocking.
@@ -208,7 +227,7 @@ impl Shared {
             });
         }
         sync_directory(&directory)?;
-        let bytes = allocated(&directory, &[DATA, INDEX])?;
+        let bytes = allocated(&directory, &FILES)?;
         let path = self.layer(&diff_id);
         let mut state = self.state();
         if state.layers.contains_key(&diff_id) {

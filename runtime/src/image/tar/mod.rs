@@ -10,18 +10,21 @@
 //! - `header.rs`: one 512-byte block.
 //! - `pax.rs`: the records of an extended header.
 //! - `sparse.rs`: where a sparse file's data goes.
+//! - `write.rs`: headers of archives of our own.
 //!
 //! Called by `layer::ingest`, on a blocking thread.
 
 mod header;
 mod pax;
 mod sparse;
+mod write;
 
 use std::io::{self, BufRead, Read};
 
 use self::header::{BLOCK, Header, HeaderKind};
 use self::pax::Extensions;
 pub(crate) use self::sparse::Segment;
+pub(crate) use self::write::{END, file_header, padding};
 
 /// The most that the data of an extended header, a long name or a sparse map may take.
 const MAX_EXTENSION: u64 = 1 << 20;
@@ -174,11 +177,21 @@ impl<R: BufRead> Reader<R> {
         Ok(&available[..available.len().min(wanted)])
     }
 
+    /// Where in the input the present entry's data goes on.
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
     /// Takes `length` bytes of what [`Reader::data`] has shown.
     pub(crate) fn consume(&mut self, length: usize) {
         self.input.consume(length);
         self.position += length as u64;
         self.data_left -= length as u64;
+    }
+
+    /// What is below, to be told about what is consumed next.
+    pub(crate) fn input_mut(&mut self) -> &mut R {
+        &mut self.input
     }
 
     /// What is left of the input, once the archive has ended.

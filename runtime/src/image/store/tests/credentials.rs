@@ -15,7 +15,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
-use super::{IMAGE, assert_empty, mirrored, small_image, store, store_for};
+use super::{IMAGE, assert_empty, mirrored, pull, small_image, store, store_for};
 use crate::config::{EndpointConfig, RegistryConfig};
 use crate::image::testing::{Reply, Server};
 use crate::image::{Credentials, ImageError, Secret};
@@ -44,7 +44,7 @@ async fn a_registry_with_basic_authentication_gets_the_password_after_it_asked()
     .await;
     let (root, store) = store_for(&server);
     for auth in [None, password(Some("elsewhere.test"))] {
-        let error = store.pull(IMAGE, auth).await.expect_err("no password");
+        let error = pull(&store, IMAGE, auth).await.expect_err("no password");
         assert!(matches!(error, ImageError::Denied { .. }), "{error}");
     }
     assert!(
@@ -54,12 +54,10 @@ async fn a_registry_with_basic_authentication_gets_the_password_after_it_asked()
             .all(|asked| !asked.headers.contains_key("authorization"))
     );
     assert_empty(&root, &store).await;
-    store
-        .pull(IMAGE, password(Some(&server.host())))
+    pull(&store, IMAGE, password(Some(&server.host())))
         .await
         .expect("the right password");
-    store
-        .pull(IMAGE, password(None))
+    pull(&store, IMAGE, password(None))
         .await
         .expect("the right password");
 }
@@ -71,8 +69,7 @@ async fn a_wrong_password_is_denied_after_one_try() {
     })
     .await;
     let (_root, store) = store_for(&server);
-    let error = store
-        .pull(IMAGE, password(None))
+    let error = pull(&store, IMAGE, password(None))
         .await
         .expect_err("a wrong password");
     assert!(matches!(error, ImageError::Denied { .. }), "{error}");
@@ -100,17 +97,15 @@ async fn a_token_server_is_asked_for_this_repository_and_its_token_used() {
     })
     .await;
     let (_root, store) = store_for(&server);
-    store.pull(IMAGE, None).await.expect("anonymously");
-    store
-        .pull(IMAGE, password(None))
+    pull(&store, IMAGE, None).await.expect("anonymously");
+    pull(&store, IMAGE, password(None))
         .await
         .expect("with a password");
     let identity = Credentials {
         secret: Secret::IdentityToken("identity".to_owned()),
         server: None,
     };
-    store
-        .pull(IMAGE, Some(identity))
+    pull(&store, IMAGE, Some(identity))
         .await
         .expect("with an identity token");
     let tokens: Vec<_> = server
@@ -145,8 +140,7 @@ async fn a_registry_token_is_sent_as_it_is() {
         secret: Secret::RegistryToken("mine".to_owned()),
         server: None,
     };
-    store
-        .pull(IMAGE, Some(token))
+    pull(&store, IMAGE, Some(token))
         .await
         .expect("the right token");
 }
@@ -174,7 +168,7 @@ async fn pull_with(server: &Server, config_json: &str) -> Result<(), ImageError>
         ..mirrored(&[server.host()])
     };
     let store = store(&root.path().join("images"), &config);
-    store.pull(IMAGE, None).await.map(drop)
+    pull(&store, IMAGE, None).await.map(drop)
 }
 
 #[tokio::test]
@@ -321,8 +315,7 @@ async fn pull_over_tls(server: &Server, folder: &Path, files: &[&str]) -> Result
         .mirrors
         .insert("registry.test".to_owned(), vec![endpoint]);
     let root = TempDir::new().expect("a directory");
-    store(root.path(), &config)
-        .pull(IMAGE, None)
+    pull(&store(root.path(), &config), IMAGE, None)
         .await
         .map(drop)
 }

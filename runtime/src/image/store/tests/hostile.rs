@@ -7,7 +7,7 @@ use std::time::Duration;
 use isopod_tests::images::layer::Entry;
 use serde_json::{Value, json};
 
-use super::{IMAGE, assert_empty, fails, small_image, store, store_for};
+use super::{IMAGE, assert_empty, fails, pull, small_image, store, store_for};
 use crate::image::ImageError;
 use crate::image::digest::Digest;
 use crate::image::testing::{Reply, Server, Site};
@@ -124,7 +124,9 @@ async fn a_registry_that_serves_another_manifest_than_the_digest_names_is_data_l
     })
     .await;
     let (root, store) = store_for(&server);
-    let error = store.pull(&name, None).await.expect_err("another manifest");
+    let error = pull(&store, &name, None)
+        .await
+        .expect_err("another manifest");
     assert!(matches!(error, ImageError::Corrupt { .. }), "{error}");
     assert_empty(&root, &store).await;
 }
@@ -251,7 +253,7 @@ async fn a_registry_that_is_not_there_is_unavailable() {
     let root = tempfile::TempDir::new().expect("a directory");
     let store = store(root.path(), &super::mirrored(std::slice::from_ref(&host)));
     // The mirror is tried first, then the registry itself, whose name does not resolve.
-    let error = store.pull(IMAGE, None).await.expect_err("nobody there");
+    let error = pull(&store, IMAGE, None).await.expect_err("nobody there");
     assert!(matches!(error, ImageError::Unavailable { .. }), "{error}");
     assert!(error.to_string().contains("registry.test"), "{error}");
     assert_empty(&root, &store).await;
@@ -274,7 +276,7 @@ async fn a_layer_over_the_limit_is_too_large() {
     let mut config = super::mirrored(&[server.host()]);
     config.max_layer_mib = 4;
     let store = store(root.path(), &config);
-    let error = store.pull(IMAGE, None).await.expect_err("a bomb");
+    let error = pull(&store, IMAGE, None).await.expect_err("a bomb");
     assert!(matches!(error, ImageError::TooLarge { .. }), "{error}");
     assert!(error.to_string().contains("max_layer_mib"), "{error}");
     assert_empty(&root, &store).await;
@@ -314,7 +316,7 @@ async fn a_connection_that_breaks_is_resumed_where_it_broke() {
     })
     .await;
     let (_root, store) = store_for(&server);
-    store.pull(IMAGE, None).await.expect("resumed");
+    pull(&store, IMAGE, None).await.expect("resumed");
     let ranges: Vec<_> = server
         .asked()
         .iter()
@@ -348,7 +350,7 @@ async fn a_registry_without_ranges_is_read_from_the_beginning_again() {
     })
     .await;
     let (_root, store) = store_for(&server);
-    store.pull(IMAGE, None).await.expect("read again");
+    pull(&store, IMAGE, None).await.expect("read again");
 }
 
 #[tokio::test]
@@ -387,5 +389,5 @@ async fn a_slow_registry_is_waited_for() {
     })
     .await;
     let (_root, store) = store_for(&server);
-    store.pull(IMAGE, None).await.expect("slow is not broken");
+    pull(&store, IMAGE, None).await.expect("slow is not broken");
 }

@@ -1,5 +1,6 @@
 //! The store from outside: what registries do to it, and what it does with what they send.
 
+mod archives;
 mod credentials;
 mod hostile;
 mod names;
@@ -15,9 +16,9 @@ use tempfile::TempDir;
 
 use super::ImageStore;
 use crate::config::{EndpointConfig, RegistryConfig};
-use crate::image::ImageError;
 use crate::image::registry::Patience;
 use crate::image::testing::{Server, Site};
+use crate::image::{Credentials, Image, ImageError, Progress, PullRequest};
 
 /// A configuration in which `registry.test` is served by these hosts, over plain HTTP, and which
 /// keeps nothing of a failed pull.
@@ -75,6 +76,20 @@ fn small_image() -> Site {
     ])
 }
 
+/// Pulls, and tells nobody how far it is.
+async fn pull(
+    store: &ImageStore,
+    reference: &str,
+    auth: Option<Credentials>,
+) -> Result<Image, ImageError> {
+    let request = PullRequest {
+        reference: reference.to_owned(),
+        auth,
+        registry_socket: None,
+    };
+    store.pull(request, &Progress::default()).await
+}
+
 /// Everything in the store's directory, but for the directories that are always there.
 fn left_behind(root: &Path) -> Vec<String> {
     let mut found = Vec::new();
@@ -107,8 +122,7 @@ async fn assert_empty(root: &TempDir, store: &ImageStore) {
 /// Pulls what cannot be pulled, and sees that nothing stays.
 async fn fails(server: &Server) -> ImageError {
     let (root, store) = store_for(server);
-    let error = store
-        .pull(IMAGE, None)
+    let error = pull(&store, IMAGE, None)
         .await
         .expect_err("a faulty registry");
     assert_empty(&root, &store).await;

@@ -4,7 +4,7 @@ use std::fs;
 
 use isopod_tests::images::layer::Entry;
 
-use super::{IMAGE, assert_empty, left_behind, small_image, store, store_for};
+use super::{IMAGE, assert_empty, left_behind, pull, small_image, store, store_for};
 use crate::image::digest::Digest;
 use crate::image::testing::{Reply, Server, Site};
 
@@ -38,7 +38,7 @@ async fn registry() -> (Server, Site, Site) {
 async fn an_image_has_its_config_s_digest_for_an_id_and_a_name_of_each_kind() {
     let (server, one, _) = registry().await;
     let (_root, store) = store_for(&server);
-    let image = store.pull(IMAGE, None).await.expect("an image");
+    let image = pull(&store, IMAGE, None).await.expect("an image");
     assert_eq!(image.id, one.digests.config);
     assert_eq!(image.repo_tags, [IMAGE]);
     let by_digest = format!("registry.test/image@{}", one.digests.manifest);
@@ -73,7 +73,7 @@ async fn an_image_pulled_by_digest_has_no_tag() {
     let (server, one, _) = registry().await;
     let (_root, store) = store_for(&server);
     let name = format!("registry.test/image@{}", one.digests.manifest);
-    let image = store.pull(&name, None).await.expect("an image");
+    let image = pull(&store, &name, None).await.expect("an image");
     assert!(image.repo_tags.is_empty());
     assert_eq!(image.repo_digests, [name]);
 }
@@ -82,9 +82,8 @@ async fn an_image_pulled_by_digest_has_no_tag() {
 async fn pulling_again_asks_for_the_manifest_and_downloads_nothing() {
     let (server, one, _) = registry().await;
     let (_root, store) = store_for(&server);
-    store.pull(IMAGE, None).await.expect("an image");
-    store
-        .pull("registry.test/image:same", None)
+    pull(&store, IMAGE, None).await.expect("an image");
+    pull(&store, "registry.test/image:same", None)
         .await
         .expect("the same image");
     assert_eq!(server.count("/manifests/"), 2);
@@ -111,9 +110,9 @@ async fn a_tag_that_moves_leaves_the_old_image_with_its_digest() {
     })
     .await;
     let (_root, store) = store_for(&server);
-    let old = store.pull(IMAGE, None).await.expect("the old image");
+    let old = pull(&store, IMAGE, None).await.expect("the old image");
     moved.store(true, std::sync::atomic::Ordering::SeqCst);
-    let new = store.pull(IMAGE, None).await.expect("the new image");
+    let new = pull(&store, IMAGE, None).await.expect("the new image");
     assert_ne!(old.id, new.id);
     assert_eq!(store.find(IMAGE).expect("the tag").id, new.id);
     let old = store.find(&old.id).expect("still there");
@@ -125,9 +124,8 @@ async fn a_tag_that_moves_leaves_the_old_image_with_its_digest() {
 async fn removing_a_tag_leaves_the_image_until_it_was_the_last() {
     let (server, ..) = registry().await;
     let (root, store) = store_for(&server);
-    let image = store.pull(IMAGE, None).await.expect("an image");
-    store
-        .pull("registry.test/image:same", None)
+    let image = pull(&store, IMAGE, None).await.expect("an image");
+    pull(&store, "registry.test/image:same", None)
         .await
         .expect("the same image");
     store.remove(IMAGE).await.expect("removed");
@@ -165,16 +163,13 @@ async fn removing_an_id_removes_every_name_and_shared_layers_stay() {
     .await;
     drop((root, store, server));
     let (root, store) = store_for(&both);
-    let one = store
-        .pull("registry.test/shared:1", None)
+    let one = pull(&store, "registry.test/shared:1", None)
         .await
         .expect("two layers");
-    store
-        .pull("registry.test/shared:2", None)
+    pull(&store, "registry.test/shared:2", None)
         .await
         .expect("another name");
-    let two = store
-        .pull("registry.test/alone:1", None)
+    let two = pull(&store, "registry.test/alone:1", None)
         .await
         .expect("one of them");
     assert_eq!(
@@ -198,7 +193,7 @@ async fn removing_an_id_removes_every_name_and_shared_layers_stay() {
 async fn a_disk_that_is_open_outlives_its_image() {
     let (server, ..) = registry().await;
     let (root, store) = store_for(&server);
-    let image = store.pull(IMAGE, None).await.expect("an image");
+    let image = pull(&store, IMAGE, None).await.expect("an image");
     let disk = store.disk(&image.id).expect("a disk");
     store.remove(&image.id).await.expect("removed");
     assert_empty(&root, &store).await;
@@ -214,7 +209,7 @@ async fn a_disk_that_is_open_outlives_its_image() {
 async fn a_store_that_is_opened_again_has_everything_and_nothing_else() {
     let (server, ..) = registry().await;
     let (root, first) = store_for(&server);
-    let image = first.pull(IMAGE, None).await.expect("an image");
+    let image = pull(&first, IMAGE, None).await.expect("an image");
     let usage = first.usage().expect("usage");
     drop(first);
     // What a crash leaves: an unfinished download, an image without a name, an unused layer.
@@ -249,13 +244,13 @@ async fn a_store_that_is_opened_again_has_everything_and_nothing_else() {
 async fn an_image_whose_files_are_damaged_is_dropped_and_can_be_pulled_again() {
     let (server, ..) = registry().await;
     let (root, first) = store_for(&server);
-    let image = first.pull(IMAGE, None).await.expect("an image");
+    let image = pull(&first, IMAGE, None).await.expect("an image");
     drop(first);
     let directory = root.path().join("images").join(&image.id[7..]);
     fs::write(directory.join("config.json"), "{}").expect("damage");
     let again = store(root.path(), &super::mirrored(&[server.host()]));
     assert_empty(&root, &again).await;
-    again.pull(IMAGE, None).await.expect("pulled again");
+    pull(&again, IMAGE, None).await.expect("pulled again");
 }
 
 #[tokio::test]
@@ -264,7 +259,7 @@ async fn the_same_image_gives_the_same_bytes() {
     let mut seen = Vec::new();
     for _ in 0..2 {
         let (root, store) = store_for(&server);
-        let image = store.pull(IMAGE, None).await.expect("an image");
+        let image = pull(&store, IMAGE, None).await.expect("an image");
         let metadata = root
             .path()
             .join("images")

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{IMAGE, assert_empty, left_behind, mirrored, small_image, store, store_for};
+use super::{IMAGE, assert_empty, left_behind, mirrored, pull, small_image, store, store_for};
 use crate::config::RegistryConfig;
 use crate::image::ImageError;
 use crate::image::testing::{Reply, Server, Site};
@@ -17,7 +17,7 @@ async fn concurrent_pulls_of_an_image_download_its_layers_once() {
     let layer = site.layer(0).to_owned();
     let server = Server::start(move |asked| site.answer(asked)).await;
     let (_root, store) = store_for(&server);
-    let pulls = (0..8).map(|_| store.pull(IMAGE, None));
+    let pulls = (0..8).map(|_| pull(&store, IMAGE, None));
     for image in futures_util::future::join_all(pulls).await {
         image.expect("an image");
     }
@@ -38,7 +38,7 @@ async fn a_pull_that_is_given_up_leaves_nothing_and_another_one_goes_on() {
     })
     .await;
     let (root, store) = store_for(&server);
-    let given_up = tokio::time::timeout(Duration::from_millis(60), store.pull(IMAGE, None)).await;
+    let given_up = tokio::time::timeout(Duration::from_millis(60), pull(&store, IMAGE, None)).await;
     assert!(
         given_up.is_err(),
         "the pull was faster than its caller's patience"
@@ -46,8 +46,8 @@ async fn a_pull_that_is_given_up_leaves_nothing_and_another_one_goes_on() {
     assert_empty(&root, &store).await;
 
     let (leaving, staying) = tokio::join!(
-        tokio::time::timeout(Duration::from_millis(60), store.pull(IMAGE, None)),
-        store.pull(IMAGE, None),
+        tokio::time::timeout(Duration::from_millis(60), pull(&store, IMAGE, None)),
+        pull(&store, IMAGE, None),
     );
     assert!(leaving.is_err());
     staying.expect("the one that stays gets its image");
@@ -87,7 +87,7 @@ async fn layers_that_a_failed_pull_finished_are_not_downloaded_again() {
     let root = TempDir::new().expect("a directory");
     let config = keeping(&server, 60_000);
     let store = super::store(root.path(), &config);
-    let error = store.pull(IMAGE, None).await.expect_err("half an image");
+    let error = pull(&store, IMAGE, None).await.expect_err("half an image");
     assert!(matches!(error, ImageError::Unavailable { .. }), "{error}");
     assert!(store.list().is_empty());
     assert_eq!(left_behind(root.path()).len(), 1);
@@ -96,7 +96,7 @@ async fn layers_that_a_failed_pull_finished_are_not_downloaded_again() {
     drop(store);
     let store = super::store(root.path(), &config);
     works.store(true, Ordering::SeqCst);
-    store.pull(IMAGE, None).await.expect("the other half");
+    pull(&store, IMAGE, None).await.expect("the other half");
     assert_eq!(server.count(site.layer(0)), 1);
     // Once they are an image's, they go with it.
     store.remove(IMAGE).await.expect("removed");
@@ -110,11 +110,11 @@ async fn layers_that_a_failed_pull_finished_go_after_a_while() {
     let root = TempDir::new().expect("a directory");
     let config = keeping(&server, 300);
     let store = super::store(root.path(), &config);
-    store.pull(IMAGE, None).await.expect_err("half an image");
+    pull(&store, IMAGE, None).await.expect_err("half an image");
     assert_eq!(left_behind(root.path()).len(), 1);
     assert_empty(&root, &store).await;
 
-    store.pull(IMAGE, None).await.expect_err("half an image");
+    pull(&store, IMAGE, None).await.expect_err("half an image");
     drop(store);
     tokio::time::sleep(Duration::from_millis(400)).await;
     let store = super::store(root.path(), &config);
@@ -135,7 +135,7 @@ async fn nothing_is_kept_of_an_image_that_is_refused() {
     .await;
     let root = TempDir::new().expect("a directory");
     let store = super::store(root.path(), &keeping(&server, 60_000));
-    let error = store.pull(IMAGE, None).await.expect_err("too long");
+    let error = pull(&store, IMAGE, None).await.expect_err("too long");
     assert!(matches!(error, ImageError::Corrupt { .. }), "{error}");
     assert_empty(&root, &store).await;
 }
@@ -147,7 +147,7 @@ async fn pulling_and_removing_at_once_never_breaks_an_image() {
     let (_root, store) = store_for(&server);
     let pulling = async {
         for _ in 0..20 {
-            let image = store.pull(IMAGE, None).await.expect("an image");
+            let image = pull(&store, IMAGE, None).await.expect("an image");
             // It may be gone again, but not half.
             match store.disk(&image.id) {
                 Ok(disk) => assert_eq!(disk.extents.len(), 3),
@@ -173,7 +173,9 @@ async fn mirrors_are_asked_in_order_until_one_has_the_image() {
     let root = TempDir::new().expect("a directory");
     let hosts = [broken.host(), empty.host(), full.host()];
     let store = store(root.path(), &mirrored(&hosts));
-    let image = store.pull(IMAGE, None).await.expect("the third one has it");
+    let image = pull(&store, IMAGE, None)
+        .await
+        .expect("the third one has it");
     assert_eq!(image.repo_tags, [IMAGE]);
     assert!(
         full.asked()
@@ -206,8 +208,7 @@ async fn a_mirror_that_dies_in_the_middle_of_a_layer_is_replaced_by_the_next() {
     let living = Server::start(move |asked| second.answer(asked)).await;
     let root = TempDir::new().expect("a directory");
     let store = store(root.path(), &mirrored(&[dying.host(), living.host()]));
-    store
-        .pull(IMAGE, None)
+    pull(&store, IMAGE, None)
         .await
         .expect("the second one has the rest");
     assert!(

@@ -9,6 +9,7 @@ use isopod_tests::images::layer::Entry;
 use isopod_tests::registry::{Access, Registry};
 use tempfile::TempDir;
 
+use super::pull;
 use crate::config::{EndpointConfig, RegistryConfig};
 use crate::image::ImageStore;
 use crate::image::testing::{Mounted, Server, Site, Snapshot, cache, can_mount, snapshot, stack};
@@ -111,12 +112,10 @@ async fn an_image_pulled_from_a_registry_is_the_tree_that_umoci_unpacks() {
     let root = TempDir::new().expect("a directory");
     let store = open(&root, &registry);
     for name in ["busybox:1", "nginx:1", "layers:1"] {
-        let image = store.pull(&format!("docker.io/{name}"), None).await;
+        let image = pull(&store, &format!("docker.io/{name}"), None).await;
         // The test images are at the top of the registry, not in `library/`.
         assert!(image.is_err());
-        let image = store
-            .pull(&format!("{}/{name}", registry.host()), None)
-            .await;
+        let image = pull(&store, &format!("{}/{name}", registry.host()), None).await;
         let image = image.expect(name);
         let disk = store.disk(&image.id).expect("a disk");
         let mounted = Mounted::new(&disk);
@@ -144,7 +143,7 @@ async fn random_stacks_of_layers_are_the_trees_that_umoci_unpacks() {
         site.write(&layout);
         let server = Server::start(move |asked| site.answer(asked)).await;
         let (_root, store) = super::store_for(&server);
-        let image = store.pull(super::IMAGE, None).await.expect("an image");
+        let image = pull(&store, super::IMAGE, None).await.expect("an image");
         let mounted = Mounted::new(&store.disk(&image.id).expect("a disk"));
         let theirs = snapshot(&unpacked_layout(&layout, work.path()));
         eprintln!(
@@ -162,7 +161,7 @@ async fn fsck_finds_nothing_wrong_with_a_disk() {
     let root = TempDir::new().expect("a directory");
     let store = open(&root, &registry);
     let name = format!("{}/layers:1", registry.host());
-    let image = store.pull(&name, None).await.expect("an image");
+    let image = pull(&store, &name, None).await.expect("an image");
     let disk = store.disk(&image.id).expect("a disk");
     // As several devices: Debian's fsck.erofs does not look for them on one disk.
     let path = |extent: &crate::image::DiskExtent| {
@@ -200,7 +199,7 @@ async fn a_directory_of_many_files_finds_each_of_them() {
     let server = Server::start(move |asked| site.answer(asked)).await;
     let (_root, store) = super::store_for(&server);
     let started = std::time::Instant::now();
-    let image = store.pull(super::IMAGE, None).await.expect("an image");
+    let image = pull(&store, super::IMAGE, None).await.expect("an image");
     eprintln!("{count} files pulled in {:?}", started.elapsed());
     let status = fs::read_to_string("/proc/self/status").expect("proc");
     eprintln!(

@@ -19,6 +19,9 @@ pub const AGENT_PORT: u32 = 1024;
 /// vsock port on which the agent serves [`stream`]s.
 pub const STREAM_PORT: u32 = 1025;
 
+/// What the guest mounts its virtio-fs device by: the tag of virtio 1.2 section 5.11.4.
+pub const VOLUMES_TAG: &str = "volumes";
+
 /// The Container Runtime Interface, `runtime.v1`.
 #[allow(
     warnings,

@@ -7,9 +7,9 @@ use ttrpc::Code;
 
 use crate::descriptors::DescriptorError;
 use crate::log::LogError;
-use crate::machine::AddError;
 use crate::machine::build::BuildError;
-use crate::virtio::{blk, net, vsock};
+use crate::machine::{AddError, VolumesError};
+use crate::virtio::{blk, fs, net, vsock};
 
 /// A request failed.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +41,12 @@ pub(crate) enum ControlError {
     /// Not six bytes, or an MTU that does not fit.
     #[error("a network interface has a MAC of 6 bytes and an MTU of at most 65535")]
     NicForm,
+    /// A volume.
+    #[error(transparent)]
+    Volume(#[from] fs::VolumeError),
+    /// The device that volumes are in.
+    #[error(transparent)]
+    VolumesDevice(#[from] VolumesError),
     /// A device's place.
     #[error(transparent)]
     Add(#[from] AddError),
@@ -64,7 +70,10 @@ impl ControlError {
             | Self::DiskContents(_)
             | Self::Nic(_)
             | Self::NicForm => Code::INVALID_ARGUMENT,
+            Self::Volume(error) => volume_code(error),
             Self::Duplicate(_) | Self::Vsock(_) => Code::INTERNAL,
+            Self::VolumesDevice(VolumesError::Add(error)) => add_code(error),
+            Self::VolumesDevice(VolumesError::Server(_)) => Code::INTERNAL,
             Self::Descriptor(error) => descriptor_code(error),
             Self::Add(error) => add_code(error),
             Self::Build(error) => build_code(error),
@@ -79,6 +88,14 @@ fn descriptor_code(error: &DescriptorError) -> Code {
         DescriptorError::Exists(_) => Code::ALREADY_EXISTS,
         DescriptorError::Full => Code::RESOURCE_EXHAUSTED,
         DescriptorError::Name => Code::INVALID_ARGUMENT,
+    }
+}
+
+fn volume_code(error: &fs::VolumeError) -> Code {
+    match error {
+        fs::VolumeError::Name(_) | fs::VolumeError::Kind(_) => Code::INVALID_ARGUMENT,
+        fs::VolumeError::Full => Code::RESOURCE_EXHAUSTED,
+        fs::VolumeError::File { .. } => Code::INTERNAL,
     }
 }
 

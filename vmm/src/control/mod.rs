@@ -6,12 +6,14 @@
 
 mod add_disk;
 mod add_nic;
+mod add_volume;
 mod close_log;
 mod disk;
 mod error;
 mod open_log;
 mod pause;
 mod remove_disk;
+mod remove_volume;
 mod reopen_log;
 mod resume;
 mod shut_down;
@@ -24,11 +26,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use isopod_proto::vmm::{
-    AddDiskRequest, AddDiskResponse, AddNicRequest, AddNicResponse, CloseLogRequest,
-    CloseLogResponse, OpenLogRequest, OpenLogResponse, PauseRequest, PauseResponse,
-    RemoveDiskRequest, RemoveDiskResponse, ReopenLogRequest, ReopenLogResponse, ResumeRequest,
-    ResumeResponse, ShutDownRequest, ShutDownResponse, StartRequest, StartResponse, StatusRequest,
-    StatusResponse, WaitLogRequest, WaitLogResponse,
+    AddDiskRequest, AddDiskResponse, AddNicRequest, AddNicResponse, AddVolumeRequest,
+    AddVolumeResponse, CloseLogRequest, CloseLogResponse, OpenLogRequest, OpenLogResponse,
+    PauseRequest, PauseResponse, RemoveDiskRequest, RemoveDiskResponse, RemoveVolumeRequest,
+    RemoveVolumeResponse, ReopenLogRequest, ReopenLogResponse, ResumeRequest, ResumeResponse,
+    ShutDownRequest, ShutDownResponse, StartRequest, StartResponse, StatusRequest, StatusResponse,
+    WaitLogRequest, WaitLogResponse,
 };
 use isopod_proto::vmm_ttrpc;
 use tokio::sync::mpsc::UnboundedSender;
@@ -148,8 +151,10 @@ verbs! {
     resume(ResumeRequest) -> ResumeResponse;
     add_disk(AddDiskRequest) -> AddDiskResponse;
     add_nic(AddNicRequest) -> AddNicResponse;
+    add_volume(AddVolumeRequest) -> AddVolumeResponse;
     remove_disk(RemoveDiskRequest) -> RemoveDiskResponse;
     open_log(OpenLogRequest) -> OpenLogResponse;
+    remove_volume(RemoveVolumeRequest) -> RemoveVolumeResponse;
     reopen_log(ReopenLogRequest) -> ReopenLogResponse;
     wait_log(WaitLogRequest) -> WaitLogResponse;
     close_log(CloseLogRequest) -> CloseLogResponse;

@@ -18,6 +18,7 @@ pub(super) async fn status(
             response.memory_mib = machine.memory_mib();
             response.disks = machine.disks();
             response.nics = machine.nics();
+            response.volumes = machine.volume_names();
             response.vsock_connections = running.vsock.connections();
             if machine.is_paused() {
                 MachineState::MACHINE_STATE_PAUSED

@@ -120,6 +120,7 @@ pub(crate) fn build(
         vcpus: Vcpus::new(Arc::clone(&pci), ports, ended)?,
         disks: BTreeMap::new(),
         nics: BTreeMap::new(),
+        volumes: None,
         vm,
         pci,
         memory,

@@ -34,6 +34,7 @@ use self::vcpu::Vcpus;
 use crate::pci::bus::{self, BusError, PciBus};
 use crate::pci::{Address, Hypervisor};
 use crate::virtio::VirtioDevice;
+use crate::virtio::fs;
 use crate::virtio::pci::VirtioPci;
 
 /// A device cannot be added.
@@ -50,6 +51,17 @@ pub(crate) enum AddError {
     Bus(#[from] BusError),
 }
 
+/// The device for volumes cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VolumesError {
+    /// No room.
+    #[error(transparent)]
+    Add(#[from] AddError),
+    /// This process's own files are out of reach.
+    #[error("making the file system device")]
+    Server(#[source] std::io::Error),
+}
+
 /// A running or paused machine.
 #[derive(Debug)]
 pub(crate) struct Machine {
@@ -57,6 +69,8 @@ pub(crate) struct Machine {
     vcpus: Vcpus,
     disks: BTreeMap<String, Address>,
     nics: BTreeMap<String, Address>,
+    /// There once the first volume was.
+    volumes: Option<Arc<fs::Server>>,
     vm: Arc<Vm>,
     pci: Arc<PciBus>,
     memory: GuestMemoryMmap,
@@ -160,6 +174,37 @@ impl Machine {
     /// There is a network interface with this name.
     pub(crate) fn has_nic(&self, name: &str) -> bool {
         self.nics.contains_key(name)
+    }
+
+    /// The pod's volumes. The first call puts their device on the bus; the guest sees it when it
+    /// rescans.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room for the device.
+    pub(crate) fn volumes(&mut self) -> Result<Arc<fs::Server>, VolumesError> {
+        if let Some(volumes) = &self.volumes {
+            return Ok(Arc::clone(volumes));
+        }
+        let address = self.pci.free_address().map_err(AddError::from)?;
+        let volumes = Arc::new(fs::Server::new().map_err(VolumesError::Server)?);
+        self.add_function(address, Box::new(fs::Fs::new(Arc::clone(&volumes))));
+        tracing::info!(%address, "file system device added");
+        self.volumes = Some(Arc::clone(&volumes));
+        Ok(volumes)
+    }
+
+    /// Takes a volume from the guest. Idempotent.
+    pub(crate) fn remove_volume(&self, name: &str) {
+        if let Some(volumes) = &self.volumes {
+            volumes.remove_volume(name);
+        }
+    }
+
+    /// Names of the volumes.
+    pub(crate) fn volume_names(&self) -> Vec<String> {
+        let volumes = self.volumes.as_ref();
+        volumes.map(|volumes| volumes.volumes()).unwrap_or_default()
     }
 
     /// Number of vCPUs.

@@ -12,14 +12,15 @@
 //!    (driver sets DRIVER_OK, resume)           (reset, pause, removal)
 //! ```
 //!
-//! The machine makes the devices while it handles `Start`, `AddDisk` and `AddNic` on the control thread, from
-//! descriptors that it was handed; a device opens nothing by path outside the sandbox's directory:
+//! The machine makes the devices while it handles `Start`, `AddDisk`, `AddNic` and `AddVolume` on
+//! the control thread, from descriptors that it was handed; a device opens nothing by path outside the sandbox's directory:
 //!
 //! | device | slot on bus 0 | made by |
 //! |---|---|---|
 //! | vsock | 1 | `vsock::Vsock::new(listener: UnixListener, dir: &Path) -> Result<(Vsock, VsockHandle), VsockError>`; the handle (`Clone + Send + Sync`) opens host-side connections for the container logs and counts the open ones |
 //! | rng | 2 | `rng::Rng::new() -> Rng`, from `getrandom(2)` |
 //! | disks | 3 and up | `blk::Disk::new(blk::DiskOptions { serial, read_only, extents: Vec<blk::Extent { file: File, offset: u64, length: u64 }> }) -> Result<Disk, DiskError>` |
+//! | volumes | 3 and up, with the first one | `fs::Fs::new(Arc<fs::Server>) -> Fs`; the server keeps the volumes, and the control thread adds and removes them |
 //! | network interfaces | 3 and up | `net::Nic::new(net::NicOptions { name, mac, mtu, taps: Vec<OwnedFd> }) -> Result<Nic, NicError>` |
 //!
 //! A pause is a `deactivate` whose queues are kept and given back to `activate`. After `deactivate`
@@ -28,6 +29,7 @@
 
 pub(crate) mod blk;
 mod chain;
+pub(crate) mod fs;
 pub(crate) mod net;
 pub(crate) mod pci;
 mod queue_worker;

@@ -1,17 +1,20 @@
-//! What `cargo xtask bench` measures, where KVM is.
+//! What `cargo xtask bench` measures.
 //!
 //! - [`agent`]: the guest's sign of life: the agent's first answer to `Hello`, through any vsock.
 //! - [`vmm`]: our VMM, started as the daemon starts it.
 //! - [`qemu`]: its peer, QEMU's microvm, with the same kernel, initramfs and memory.
 //! - [`pods`]: what the kubelet sees: a pod, a container, its first output.
+//! - [`pull`](mod@pull): what pulls cost.
 //! - [`memory`]: what a VMM takes beside its guest's RAM.
 //! - [`table`]: medians, ratios, and how they are printed.
 //!
-//! Runs in the lab on the instruction clock, on one CPU: times repeat there, and ratios carry over.
+//! What starts guests runs in the lab on the instruction clock, on one CPU: times repeat there, and
+//! ratios carry over.
 
 mod agent;
 mod memory;
 mod pods;
+mod pull;
 mod qemu;
 pub mod table;
 mod vmm;
@@ -20,6 +23,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+pub use self::pull::pull;
 use self::table::{Row, Table};
 
 /// Memory of every guest, in MiB.

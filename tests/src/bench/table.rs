@@ -68,14 +68,14 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<24} {:>10} {:>10} {:>10}",
+            "{:<32} {:>10} {:>10} {:>10}",
             "", "median", "least", "most"
         )?;
         for row in &self.rows {
             let end = |value: Option<&f64>| value.copied().unwrap_or(f64::NAN);
             writeln!(
                 f,
-                "{:<24} {:>10.2} {:>10.2} {:>10.2} {:<4} {}",
+                "{:<32} {:>10.2} {:>10.2} {:>10.2} {:<4} {}",
                 row.name,
                 row.median(),
                 end(row.values.first()),

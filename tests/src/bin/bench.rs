@@ -1,18 +1,21 @@
 //! Measures and prints; what and how is [`isopod_tests::bench`]'s. Started by `cargo xtask bench`.
 //!
 //! `isopod-bench start REPETITIONS`
+//! `isopod-bench pull REPETITIONS CACHE`
+
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
+use isopod_tests::bench;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [what, repetitions] = arguments.as_slice() else {
-        bail!("usage: isopod-bench start REPETITIONS");
-    };
-    let repetitions = repetitions.parse().context("REPETITIONS is a number")?;
-    let table = match what.as_str() {
-        "start" => isopod_tests::bench::start(repetitions)?,
-        other => bail!("there is no benchmark {other:?}"),
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let number = |text: &str| text.parse().context("REPETITIONS is a number");
+    let table = match arguments.as_slice() {
+        ["start", repetitions] => bench::start(number(repetitions)?)?,
+        ["pull", repetitions, cache] => bench::pull(number(repetitions)?, Path::new(cache))?,
+        _ => bail!("usage: isopod-bench start REPETITIONS | pull REPETITIONS CACHE"),
     };
     print!("{table}");
     Ok(())

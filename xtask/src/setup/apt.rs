@@ -21,10 +21,12 @@ pub(crate) enum Need {
     Registry,
     /// Test images.
     TestImages,
+    /// Peers that benchmarks compare with.
+    Bench,
 }
 
 impl Need {
-    /// Everything.
+    /// Everything but what only benchmarks need.
     pub(crate) const ALL: &[Self] = &[
         Self::Kernel,
         Self::Build,
@@ -125,6 +127,7 @@ const PACKAGES: &[(&str, &[Need], &str)] = &[
         &[Need::Registry, Need::TestImages],
         "makes OCI images from folders",
     ),
+    ("containerd", &[Need::Bench], "the peer in what pulls cost"),
     (
         "nginx-light",
         &[Need::TestImages],

@@ -9,7 +9,7 @@ use super::Cri;
 use super::error::CriError;
 use super::exec::checked;
 use crate::container::ContainerState;
-use crate::streaming::{Process, Streams};
+use crate::streaming::{Process, Streams, Takes};
 
 pub(super) fn attach(cri: &Cri, request: &AttachRequest) -> Result<AttachResponse, CriError> {
     let container = cri.containers.find(&request.container_id)?;
@@ -23,15 +23,18 @@ pub(super) fn attach(cri: &Cri, request: &AttachRequest) -> Result<AttachRespons
         return Err(container.wrong_state("attached to").into());
     }
     // Whether there is a terminal and a standard input was decided when the container was created.
-    let streams = Streams {
+    let takes = Takes {
         stdin: asked.stdin && container.config.stdin,
-        tty: container.config.tty,
-        ..asked
+        resize: container.config.tty,
     };
     let (containers, id) = (Arc::clone(&cri.containers), container.id.clone());
-    let url = cri.streaming.attach_url(streams, async move || {
-        let stream = containers.attach(&id, streams.stdin).await?;
-        Ok(Process { stream, exit: None })
+    let url = cri.streaming.attach_url(asked, async move || {
+        let stream = containers.attach(&id, takes.stdin).await?;
+        Ok(Process {
+            stream,
+            takes,
+            exit: None,
+        })
     })?;
     Ok(AttachResponse { url })
 }

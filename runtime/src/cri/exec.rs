@@ -8,7 +8,7 @@ use super::Cri;
 use super::error::CriError;
 use crate::container::{self, ContainerState};
 use crate::field::FieldError;
-use crate::streaming::{OpenError, Process, Streams};
+use crate::streaming::{OpenError, Process, Streams, Takes};
 
 pub(super) fn exec(cri: &Cri, request: ExecRequest) -> Result<ExecResponse, CriError> {
     let container = cri.containers.find(&request.container_id)?;
@@ -35,6 +35,10 @@ pub(super) fn exec(cri: &Cri, request: ExecRequest) -> Result<ExecResponse, CriE
         let exit = async move { exec.process.wait().await.map_err(OpenError::from) };
         Ok(Process {
             stream: exec.stream,
+            takes: Takes {
+                stdin: request.stdin,
+                resize: request.tty,
+            },
             exit: Some(Box::pin(exit)),
         })
     })?;

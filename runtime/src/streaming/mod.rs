@@ -9,15 +9,22 @@
 //! ```
 //!
 //! The process's streams are opened *before* the upgrade is answered: a client that is connected
-//! misses nothing from then on. The way of streaming is chosen by the request's `Upgrade` header;
-//! `session` is the WebSocket one.
+//! misses nothing from then on. The way of streaming is chosen by the request's `Upgrade` header:
+//!
+//! | `Upgrade` | session | protocols |
+//! |---|---|---|
+//! | `websocket` | `web_socket` | `v5.channel.k8s.io`, `v4.channel.k8s.io` |
+//! | `SPDY/3.1` | `remote_command` | `v4.channel.k8s.io` and older |
 
+mod activity;
 pub(crate) mod channel;
+mod remote_command;
 mod request;
 mod server;
 mod session;
 mod status;
 mod token;
+mod web_socket;
 
 #[cfg(test)]
 mod tests;
@@ -49,7 +56,7 @@ pub(crate) enum StreamingError {
 /// Why a process's streams could not be opened, or its exit not be learnt: told to the client.
 pub(crate) type OpenError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Which of a process's streams a client may use.
+/// Which of a process's streams a client asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Streams {
     /// The client sends standard input.
@@ -58,14 +65,25 @@ pub(crate) struct Streams {
     pub(crate) stdout: bool,
     /// The client gets standard error.
     pub(crate) stderr: bool,
-    /// The process has a terminal, which the client may resize.
+    /// It expects a terminal, which it may resize.
     pub(crate) tty: bool,
+}
+
+/// What a process takes from a client. The rest of what the client sends is thrown away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Takes {
+    /// Standard input.
+    pub(crate) stdin: bool,
+    /// The size of its terminal.
+    pub(crate) resize: bool,
 }
 
 /// An opened process.
 pub(crate) struct Process {
     /// Its streams.
     pub(crate) stream: ProcessStream,
+    /// What it takes from the client.
+    pub(crate) takes: Takes,
     /// For an exec, its exit code; polled when its output has ended, dropped when the client leaves.
     pub(crate) exit: Option<BoxFuture<'static, Result<i32, OpenError>>>,
 }

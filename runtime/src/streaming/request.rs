@@ -4,9 +4,30 @@ use http::header::{CONNECTION, HeaderName, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 
-use super::channel::Version;
+use super::{channel, remote_command};
 
 const SEC_WEBSOCKET_PROTOCOL: HeaderName = HeaderName::from_static("sec-websocket-protocol");
+
+/// What a SPDY client offers, best first, and what the server chose
+/// (k8s.io/apimachinery, pkg/util/httpstream).
+const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
+
+/// What the server speaks, when the client offers none of it.
+const ACCEPTED_STREAM_PROTOCOLS: HeaderName =
+    HeaderName::from_static("x-accepted-stream-protocol-versions");
+
+/// What the `Upgrade` header says, both ways.
+const WEB_SOCKET: &str = "websocket";
+const SPDY: &str = "SPDY/3.1";
+
+/// How to stream, as client and server agreed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// A process's streams are channels of a WebSocket.
+    WebSocket(channel::Version),
+    /// They are streams of a SPDY connection.
+    Spdy(remote_command::Version),
+}
 
 /// What a URL is for; the first part of its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +59,8 @@ impl Route {
 pub(super) struct Refusal {
     status: StatusCode,
     message: String,
+    /// The sub-protocols that would not have been refused.
+    accepted: &'static [&'static str],
 }
 
 impl Refusal {
@@ -45,6 +68,7 @@ impl Refusal {
         Self {
             status,
             message: message.into(),
+            accepted: &[],
         }
     }
 
@@ -55,8 +79,12 @@ impl Refusal {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
         if self.status == StatusCode::UPGRADE_REQUIRED {
             // RFC 9110 section 15.5.22: the answer names what to upgrade to.
-            headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+            headers.insert(UPGRADE, HeaderValue::from_static("SPDY/3.1, websocket"));
             headers.insert(CONNECTION, HeaderValue::from_static("upgrade, close"));
+        }
+        for name in self.accepted {
+            let name = HeaderValue::from_static(name);
+            headers.append(ACCEPTED_STREAM_PROTOCOLS, name);
         }
         response
     }
@@ -67,33 +95,30 @@ impl Refusal {
 /// # Errors
 ///
 /// [`Refusal`] when the client offers nothing that the server speaks.
-pub(super) fn negotiate<B>(request: &Request<B>) -> Result<(Version, Response<String>), Refusal> {
-    match upgrade(request.headers()).as_deref() {
-        Some("websocket") => web_socket(request),
-        Some(other) => {
-            let message = format!("streams are upgraded to websocket, not to {other}");
-            Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, message))
-        }
-        None => {
-            let message = "streams are upgraded to websocket";
+pub(super) fn negotiate<B>(request: &Request<B>) -> Result<(Way, Response<String>), Refusal> {
+    let wanted = upgrade(request.headers());
+    match wanted.as_deref() {
+        Some(wanted) if wanted == WEB_SOCKET => web_socket(request),
+        Some(wanted) if wanted.eq_ignore_ascii_case(SPDY) => spdy(request.headers()),
+        wanted => {
+            let instead = wanted.map_or_else(String::new, |other| format!(", not to {other}"));
+            let message = format!("streams are upgraded to {SPDY} or {WEB_SOCKET}{instead}");
             Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, message))
         }
     }
 }
 
-fn web_socket<B>(request: &Request<B>) -> Result<(Version, Response<String>), Refusal> {
+fn web_socket<B>(request: &Request<B>) -> Result<(Way, Response<String>), Refusal> {
     if request.method() != Method::GET {
         let message = "a WebSocket begins with GET (RFC 6455 section 4.1)";
         return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, message));
     }
-    let offered = request.headers().get_all(SEC_WEBSOCKET_PROTOCOL);
-    let offered = offered.iter().filter_map(|value| value.to_str().ok());
-    let names = offered.flat_map(|value| value.split(',')).map(str::trim);
-    let Some(version) = Version::choose(names) else {
+    let offered = offered(request.headers(), &SEC_WEBSOCKET_PROTOCOL);
+    let Some(version) = channel::Version::choose(offered) else {
         let message = format!(
             "Sec-WebSocket-Protocol must offer {} or {}",
-            Version::V5.name(),
-            Version::V4.name()
+            channel::Version::V5.name(),
+            channel::Version::V4.name()
         );
         return Err(Refusal::new(StatusCode::BAD_REQUEST, message));
     };
@@ -101,7 +126,62 @@ fn web_socket<B>(request: &Request<B>) -> Result<(Version, Response<String>), Re
         .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error.to_string()))?;
     let name = HeaderValue::from_static(version.name());
     response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, name);
-    Ok((version, response))
+    Ok((Way::WebSocket(version), response))
+}
+
+fn spdy(headers: &HeaderMap) -> Result<(Way, Response<String>), Refusal> {
+    let mut options = offered(headers, &CONNECTION);
+    if !options.any(|option| option.eq_ignore_ascii_case("upgrade")) {
+        let message = "Connection must name Upgrade (RFC 9110 section 7.8)";
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, message));
+    }
+    let chosen = choose(headers, &remote_command::Version::NAMES)?;
+    let version = remote_command::Version::named(chosen);
+    let version = version.expect("chosen among their names");
+    Ok((Way::Spdy(version), upgraded_to_spdy(chosen)))
+}
+
+/// The first protocol of the client's that the server speaks too.
+fn choose(headers: &HeaderMap, accepted: &'static [&'static str]) -> Result<&'static str, Refusal> {
+    let mut none_offered = true;
+    for name in offered(headers, &STREAM_PROTOCOL) {
+        none_offered = false;
+        if let Some(known) = accepted.iter().find(|known| **known == name) {
+            return Ok(known);
+        }
+    }
+    if none_offered {
+        let message = format!(
+            "{STREAM_PROTOCOL} must offer one of {}",
+            accepted.join(", ")
+        );
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, message));
+    }
+    let message = format!("the protocols spoken here are {}", accepted.join(", "));
+    let mut refusal = Refusal::new(StatusCode::FORBIDDEN, message);
+    refusal.accepted = accepted;
+    Err(refusal)
+}
+
+fn upgraded_to_spdy(protocol: &'static str) -> Response<String> {
+    let mut response = Response::new(String::new());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static(SPDY));
+    headers.insert(STREAM_PROTOCOL, HeaderValue::from_static(protocol));
+    response
+}
+
+/// The elements of a header that is a list.
+fn offered<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> impl Iterator<Item = &'a str> + use<'a> {
+    let values = headers.get_all(name).into_iter();
+    let values = values.filter_map(|value| value.to_str().ok());
+    let elements = values.flat_map(|value| value.split(',')).map(str::trim);
+    elements.filter(|element| !element.is_empty())
 }
 
 /// What the client wants to upgrade to, in lower case.
@@ -147,8 +227,8 @@ mod tests {
             "Sec-WebSocket-Protocol",
             "v4.channel.k8s.io, v5.channel.k8s.io",
         ));
-        let (version, response) = negotiate(&request(&headers)).unwrap();
-        assert_eq!(version, Version::V5);
+        let (way, response) = negotiate(&request(&headers)).unwrap();
+        assert_eq!(way, Way::WebSocket(channel::Version::V5));
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
         assert_eq!(
             response.headers()["sec-websocket-accept"],
@@ -168,10 +248,52 @@ mod tests {
     }
 
     #[test]
-    fn spdy_is_refused_by_name() {
-        let (status, message) = refused(&[("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1")]);
-        assert_eq!(status, StatusCode::UPGRADE_REQUIRED);
-        assert!(message.contains("spdy/3.1"), "{message}");
+    fn spdy_client_gets_its_first_protocol_that_is_spoken_here() {
+        let mut headers = vec![("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1")];
+        for offered in ["v5.channel.k8s.io", "v3.channel.k8s.io, v4.channel.k8s.io"] {
+            headers.push(("X-Stream-Protocol-Version", offered));
+        }
+        let (way, response) = negotiate(&request(&headers)).unwrap();
+        assert_eq!(way, Way::Spdy(remote_command::Version::V3));
+        assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+        assert_eq!(response.headers()["upgrade"], "SPDY/3.1");
+        assert_eq!(response.headers()["connection"], "Upgrade");
+        assert_eq!(
+            response.headers()["x-stream-protocol-version"],
+            "v3.channel.k8s.io"
+        );
+    }
+
+    #[test]
+    fn spdy_client_without_a_common_protocol_is_told_those_that_are_spoken() {
+        let mut headers = vec![("Connection", "Upgrade"), ("Upgrade", "spdy/3.1")];
+        let (status, message) = refused(&headers);
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+        assert!(message.contains("v4.channel.k8s.io"), "{message}");
+        headers.push(("X-Stream-Protocol-Version", "v9.channel.k8s.io"));
+        let refusal = negotiate(&request(&headers)).unwrap_err();
+        let response = refusal.response();
+        assert_eq!(response.status(), StatusCode::FORBIDDEN);
+        let accepted = response.headers().get_all(ACCEPTED_STREAM_PROTOCOLS);
+        let accepted: Vec<_> = accepted.iter().collect();
+        assert_eq!(
+            accepted,
+            [
+                "v4.channel.k8s.io",
+                "v3.channel.k8s.io",
+                "v2.channel.k8s.io",
+                "channel.k8s.io"
+            ]
+        );
+    }
+
+    #[test]
+    fn spdy_without_connection_upgrade_is_refused() {
+        let headers = [
+            ("Upgrade", "SPDY/3.1"),
+            ("X-Stream-Protocol-Version", "v4.channel.k8s.io"),
+        ];
+        assert_eq!(refused(&headers).0, StatusCode::BAD_REQUEST);
     }
 
     #[test]

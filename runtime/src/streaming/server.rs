@@ -21,9 +21,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, info_span, warn};
 
-use super::request::{Refusal, Route, negotiate};
-use super::session::{Session, socket_config};
+use super::remote_command::RemoteCommand;
+use super::request::{Refusal, Route, Way, negotiate};
+use super::session::Session;
 use super::token::{TokenError, Tokens};
+use super::web_socket::{ChannelSession, socket_config};
 use super::{OpenError, Process, StreamingError, Streams};
 use crate::config::StreamingConfig;
 
@@ -267,7 +269,9 @@ async fn answer(
 
 /// A request that will be a session.
 struct Prepared {
+    way: Way,
     session: Session,
+    streams: Streams,
     open: Open,
     permit: OwnedSemaphorePermit,
 }
@@ -279,7 +283,7 @@ impl Prepared {
     ) -> Result<(Self, Response<String>), Refusal> {
         let unknown = || Refusal::new(StatusCode::NOT_FOUND, "no such stream, or no longer");
         let (route, token) = Route::parse(request.uri().path()).ok_or_else(unknown)?;
-        let (version, response) = negotiate(request)?;
+        let (way, response) = negotiate(request)?;
         let permit = Arc::clone(&shared.sessions)
             .try_acquire_owned()
             .map_err(|_full| {
@@ -288,20 +292,17 @@ impl Prepared {
             })?;
         let fits = |waiting: &Waiting| waiting.route == route;
         let waiting = shared.tokens.take(token, fits).ok_or_else(unknown)?;
-        let session = Session {
-            version,
-            streams: waiting.streams,
-            idle: shared.idle,
-            stop: shared.stop.clone(),
-        };
-        Ok((
-            Self {
-                session,
-                open: waiting.open,
-                permit,
+        let prepared = Self {
+            way,
+            session: Session {
+                idle: shared.idle,
+                stop: shared.stop.clone(),
             },
-            response,
-        ))
+            streams: waiting.streams,
+            open: waiting.open,
+            permit,
+        };
+        Ok((prepared, response))
     }
 
     async fn run(self, mut request: Request<Incoming>, opened: oneshot::Sender<()>) {
@@ -313,14 +314,30 @@ impl Prepared {
             debug!("the client left while its stream was opened");
             return;
         }
-        match hyper::upgrade::on(&mut request).await {
-            Ok(connection) => {
-                let connection = TokioIo::new(connection);
+        let connection = match hyper::upgrade::on(&mut request).await {
+            Ok(connection) => TokioIo::new(connection),
+            Err(error) => return debug!(%error, "the client left before its stream began"),
+        };
+        let (session, streams) = (self.session, self.streams);
+        match self.way {
+            Way::WebSocket(version) => {
                 let limits = Some(socket_config());
                 let socket = WebSocketStream::from_raw_socket(connection, Role::Server, limits);
-                self.session.run(socket.await, process).await;
+                let channels = ChannelSession {
+                    session,
+                    version,
+                    streams,
+                };
+                channels.run(socket.await, process).await;
             }
-            Err(error) => debug!(%error, "the client left before its stream began"),
+            Way::Spdy(version) => {
+                let command = RemoteCommand {
+                    session,
+                    version,
+                    streams,
+                };
+                command.run(connection, process).await;
+            }
         }
         drop(self.permit);
     }

@@ -1,318 +1,34 @@
-//! One client on a process's streams, over an upgraded connection.
-//!
-//! ```text
-//!            ProcessInput <── input ── WebSocket messages from the client
-//! process                                                                   client
-//!            ProcessOutput ── output ─> WebSocket messages to the client
-//! ```
-//!
-//! The directions do not wait for each other. In each, who does not take slows the giver down: no
-//! more than a message is held here. The session ends when the output does (then the client gets a
-//! Status), when the client leaves or misbehaves, when nothing has moved for the idle time, or when
-//! the daemon stops. Dropping the process's parts is all the cleaning up there is.
+//! What every session has, whatever it speaks.
 
-use std::sync::Mutex;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{Sink, SinkExt, Stream, StreamExt, stream};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::error::{CapacityError, Error as SocketError};
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::{Message, protocol::WebSocketConfig};
+use futures_util::{Stream, stream};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 
-use super::channel::{self, ClientMessage, MESSAGE_MAX, Version, message};
-use super::status::End;
-use super::{OpenError, Process, Streams};
-use crate::vm::{Output, ProcessInput, ProcessOutput, StreamError};
+use crate::vm::{Output, ProcessOutput, StreamError};
 
-/// How often a client is asked for a sign of life: one that vanished makes the kernel say so.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// How long a client may take to hang up after everything was said: a slow one still has output to
+/// read before it.
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a client may take to answer a close: a slow one still has output to read before it.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
+/// What a client is told when its stream is closed because of [`Session::idle`].
+pub(super) const IDLE: &str = "nothing moved for the idle time";
 
-/// Longest reason in a close frame: 125 bytes less the code (RFC 6455 section 5.5).
-const CLOSE_REASON_MAX: usize = 123;
+/// What a client is told when its stream is closed because of [`Session::stop`].
+pub(super) const STOPPED: &str = "the daemon stops; the container does not";
 
-/// What a session needs beside the connection and the process.
-#[derive(Debug)]
+/// One client's session.
+#[derive(Debug, Clone)]
 pub(super) struct Session {
-    pub(super) version: Version,
-    pub(super) streams: Streams,
     /// How long nothing may move.
     pub(super) idle: Duration,
     /// The daemon stops.
     pub(super) stop: CancellationToken,
 }
 
-/// Why a session is over.
-enum Over {
-    /// Tell the client how it went, then close.
-    Ended(End),
-    /// Close, with a reason.
-    Close(CloseCode, String),
-    /// There is nobody to tell.
-    Gone,
-}
-
-/// The limits of a connection: no message of a client is over [`MESSAGE_MAX`].
-pub(super) fn socket_config() -> WebSocketConfig {
-    WebSocketConfig::default()
-        .read_buffer_size(16 * 1024)
-        .write_buffer_size(0)
-        .max_write_buffer_size(2 * MESSAGE_MAX)
-        .max_message_size(Some(MESSAGE_MAX))
-        .max_frame_size(Some(MESSAGE_MAX))
-}
-
-impl Session {
-    /// Moves bytes until the session is over, and closes the connection.
-    pub(super) async fn run<S>(self, socket: WebSocketStream<S>, opened: Result<Process, OpenError>)
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        let (mut sink, mut source) = socket.split();
-        let over = match opened {
-            Ok(process) => self.relay(&mut sink, &mut source, process).await,
-            Err(error) => Over::Ended(End::failure(&*error)),
-        };
-        if timeout(self.idle, last_words(&mut sink, over))
-            .await
-            .is_err()
-        {
-            debug!("the client did not take the end of its stream");
-            return;
-        }
-        // Until the client hangs up, or the kernel would throw the last words away with the bytes
-        // that the client had still sent.
-        let hung_up = async { while let Some(Ok(_)) = source.next().await {} };
-        if timeout(CLOSE_TIMEOUT, hung_up).await.is_err() {
-            debug!("the client did not hang up");
-        }
-    }
-
-    async fn relay<S>(
-        &self,
-        sink: &mut SplitSink<WebSocketStream<S>, Message>,
-        source: &mut SplitStream<WebSocketStream<S>>,
-        process: Process,
-    ) -> Over
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        let Process { stream, exit } = process;
-        let (output, input) = stream.split();
-        let activity = Activity::new();
-        let ended = async {
-            match self.relay_output(sink, output, &activity).await {
-                Ok(()) => {}
-                Err(RelayError::Client) => return Over::Gone,
-                Err(RelayError::Process(error)) => return Over::Ended(End::failure(&error)),
-            }
-            let Some(exit) = exit else {
-                return Over::Ended(End::Success);
-            };
-            match exit.await {
-                Ok(code) => Over::Ended(End::Exit(code)),
-                Err(error) => Over::Ended(End::failure(&*error)),
-            }
-        };
-        tokio::select! {
-            over = ended => over,
-            over = self.relay_input(source, input, &activity) => over,
-            () = activity.idle_for(self.idle) => {
-                Over::Close(CloseCode::Away, "nothing moved for the idle time".into())
-            }
-            () = self.stop.cancelled() => {
-                Over::Close(CloseCode::Away, "the daemon stops; the container does not".into())
-            }
-        }
-    }
-
-    /// Sends the process's output until it ends.
-    async fn relay_output<K>(
-        &self,
-        sink: &mut K,
-        output: ProcessOutput,
-        activity: &Activity,
-    ) -> Result<(), RelayError>
-    where
-        K: Sink<Message, Error = SocketError> + Unpin,
-    {
-        // What clients take as the sign that the streams are there.
-        let first = if self.streams.stdout || !self.streams.stderr {
-            channel::STDOUT
-        } else {
-            channel::STDERR
-        };
-        send(sink, message(first, &[])).await?;
-        let mut output = std::pin::pin!(pieces(output));
-        let mut ping = interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
-        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            let piece = tokio::select! {
-                piece = output.next() => piece,
-                _ = ping.tick() => {
-                    let ping = Message::Ping(Bytes::new());
-                    sink.send(ping).await.map_err(|_gone| RelayError::Client)?;
-                    continue;
-                }
-            };
-            match piece.transpose().map_err(RelayError::Process)? {
-                Some(Output::Stdout(bytes)) if self.streams.stdout => {
-                    send(sink, message(channel::STDOUT, &bytes)).await?;
-                }
-                Some(Output::Stderr(bytes)) if self.streams.stderr => {
-                    send(sink, message(channel::STDERR, &bytes)).await?;
-                }
-                Some(_) => {}
-                None => return Ok(()),
-            }
-            activity.mark();
-        }
-    }
-
-    /// Gives the client's messages to the process until the client leaves or misbehaves.
-    async fn relay_input<S>(
-        &self,
-        source: &mut SplitStream<WebSocketStream<S>>,
-        input: ProcessInput,
-        activity: &Activity,
-    ) -> Over
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        let mut input = Some(input);
-        while let Some(received) = source.next().await {
-            let bytes = match received {
-                Ok(Message::Binary(bytes)) => bytes,
-                Ok(Message::Text(text)) => text.into(),
-                Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => continue,
-                Ok(Message::Close(_)) => return Over::Gone,
-                Err(error) => return refusal(&error),
-            };
-            let message = match ClientMessage::decode(bytes, self.version) {
-                Ok(message) => message,
-                Err(error) => return Over::Close(CloseCode::Protocol, error.to_string()),
-            };
-            activity.mark();
-            // A process that does not take its input any more is no reason to lose its output: the
-            // output side notices the end by itself.
-            if let Some(open) = &mut input
-                && self.give(open, message).await.is_err()
-            {
-                input = None;
-            }
-            activity.mark();
-        }
-        Over::Gone
-    }
-
-    async fn give(
-        &self,
-        input: &mut ProcessInput,
-        message: ClientMessage,
-    ) -> Result<(), StreamError> {
-        match message {
-            ClientMessage::Stdin(bytes) if self.streams.stdin => input.write(&bytes).await,
-            ClientMessage::StdinClosed if self.streams.stdin => input.close().await,
-            ClientMessage::Resize(size) if self.streams.tty => {
-                input.resize(size.columns, size.rows).await
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Why output stopped moving.
-enum RelayError {
-    /// The client is gone.
-    Client,
-    /// The process's stream broke.
-    Process(StreamError),
-}
-
-async fn send<K>(sink: &mut K, message: Bytes) -> Result<(), RelayError>
-where
-    K: Sink<Message, Error = SocketError> + Unpin,
-{
-    let sent = sink.send(Message::Binary(message)).await;
-    sent.map_err(|_gone| RelayError::Client)
-}
-
 /// Output as a stream whose `next` loses nothing when it is dropped.
-fn pieces(output: ProcessOutput) -> impl Stream<Item = Result<Output, StreamError>> {
+pub(super) fn pieces(output: ProcessOutput) -> impl Stream<Item = Result<Output, StreamError>> {
     stream::try_unfold(output, |mut output| async move {
         Ok(output.next().await?.map(|piece| (piece, output)))
     })
-}
-
-/// What to answer to bytes that are no WebSocket message, or too many for one.
-fn refusal(error: &SocketError) -> Over {
-    match error {
-        SocketError::Capacity(CapacityError::MessageTooLong { .. }) => Over::Close(
-            CloseCode::Size,
-            format!("messages have at most {MESSAGE_MAX} bytes"),
-        ),
-        SocketError::Utf8(_) => Over::Close(CloseCode::Invalid, "text must be UTF-8".into()),
-        SocketError::Protocol(error) => Over::Close(CloseCode::Protocol, error.to_string()),
-        _ => Over::Gone,
-    }
-}
-
-/// Tells the client how it went and closes. Fails only when the client is gone already.
-async fn last_words<K>(sink: &mut K, over: Over) -> Result<(), SocketError>
-where
-    K: Sink<Message, Error = SocketError> + Unpin,
-{
-    let (code, mut reason) = match over {
-        Over::Ended(end) => {
-            let status = end.status().to_string();
-            let status = message(channel::STATUS, status.as_bytes());
-            sink.send(Message::Binary(status)).await?;
-            (CloseCode::Normal, String::new())
-        }
-        Over::Close(code, reason) => (code, reason),
-        Over::Gone => (CloseCode::Normal, String::new()),
-    };
-    reason.truncate(reason.floor_char_boundary(CLOSE_REASON_MAX));
-    let frame = CloseFrame {
-        code,
-        reason: reason.into(),
-    };
-    sink.send(Message::Close(Some(frame))).await
-}
-
-/// When something last moved.
-struct Activity(Mutex<Instant>);
-
-impl Activity {
-    fn new() -> Self {
-        Self(Mutex::new(Instant::now()))
-    }
-
-    fn mark(&self) {
-        *self.0.lock().expect("nothing panics under this lock") = Instant::now();
-    }
-
-    fn last(&self) -> Instant {
-        *self.0.lock().expect("nothing panics under this lock")
-    }
-
-    async fn idle_for(&self, limit: Duration) {
-        loop {
-            let until = self.last() + limit;
-            if until <= Instant::now() {
-                return;
-            }
-            sleep_until(until).await;
-        }
-    }
 }

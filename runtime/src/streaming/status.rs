@@ -23,6 +23,17 @@ impl End {
         Self::Failure(chain(error))
     }
 
+    /// What went wrong, if anything did, in a sentence.
+    pub(super) fn text(&self) -> Option<String> {
+        match self {
+            Self::Success | Self::Exit(0) => None,
+            Self::Exit(code) => Some(format!(
+                "command terminated with non-zero exit code: exit status {code}"
+            )),
+            Self::Failure(text) => Some(format!("Internal error occurred: {text}")),
+        }
+    }
+
     /// The Status that clients of `v4.channel.k8s.io` and later expect on the error channel
     /// (k8s.io/apimachinery, pkg/apis/meta/v1, and pkg/util/remotecommand for the exit code).
     pub(super) fn status(&self) -> Value {
@@ -31,16 +42,14 @@ impl End {
             Self::Exit(code) => json!({
                 "metadata": {},
                 "status": "Failure",
-                "message": format!(
-                    "command terminated with non-zero exit code: exit status {code}"
-                ),
+                "message": self.text(),
                 "reason": "NonZeroExitCode",
                 "details": { "causes": [{ "reason": "ExitCode", "message": code.to_string() }] },
             }),
             Self::Failure(text) => json!({
                 "metadata": {},
                 "status": "Failure",
-                "message": format!("Internal error occurred: {text}"),
+                "message": self.text(),
                 "reason": "InternalError",
                 "details": { "causes": [{ "message": text }] },
                 "code": 500,

@@ -8,6 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
+use super::error::printable;
+
 /// What can go wrong on a process's streams.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StreamError {
@@ -29,6 +31,12 @@ pub(crate) enum StreamError {
     /// The request does not fit in a frame.
     #[error("the stream request cannot be encoded")]
     Encode,
+}
+
+impl StreamError {
+    fn refused(text: &[u8]) -> Self {
+        Self::Refused(printable(&String::from_utf8_lossy(text)))
+    }
 }
 
 /// Output of a process.
@@ -85,9 +93,7 @@ impl ProcessStream {
         stream.input.send(Kind::Open, &payload).await?;
         match stream.output.frame().await? {
             Some((Kind::Opened, _)) => Ok(stream),
-            Some((Kind::Error, text)) => Err(StreamError::Refused(
-                String::from_utf8_lossy(&text).into_owned(),
-            )),
+            Some((Kind::Error, text)) => Err(StreamError::refused(&text)),
             Some((kind, _)) => Err(StreamError::Unexpected(kind)),
             None => Err(StreamError::Truncated),
         }
@@ -111,9 +117,7 @@ impl ProcessOutput {
             Some((Kind::Stdout, bytes)) => Ok(Some(Output::Stdout(bytes))),
             Some((Kind::Stderr, bytes)) => Ok(Some(Output::Stderr(bytes))),
             Some((Kind::End, _)) => Ok(None),
-            Some((Kind::Error, text)) => Err(StreamError::Refused(
-                String::from_utf8_lossy(&text).into_owned(),
-            )),
+            Some((Kind::Error, text)) => Err(StreamError::refused(&text)),
             Some((kind, _)) => Err(StreamError::Unexpected(kind)),
             None => Err(StreamError::Truncated),
         }

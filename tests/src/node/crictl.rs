@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Output;
+use std::process::{Command, Output};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -84,12 +84,15 @@ impl<'a> Crictl<'a> {
     /// # Errors
     /// It cannot be run.
     pub fn output(&self, arguments: &[&str]) -> Result<Output> {
-        command(&self.program)
-            .arg("--config")
-            .arg(&self.config)
-            .args(arguments)
-            .output()
-            .context("running crictl")
+        self.command(arguments).output().context("running crictl")
+    }
+
+    /// crictl, to be started beside the test.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut crictl = command(&self.program);
+        crictl.arg("--config").arg(&self.config).args(arguments);
+        crictl
     }
 
     /// Runs crictl, which must fail.

@@ -1,5 +1,6 @@
 //! Formatting, clippy, unit tests, and the packages' own integration tests.
 
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
@@ -29,12 +30,13 @@ pub(super) fn run() -> Result<Count> {
             "warnings",
         ]))
     })?;
-    step("Running unit tests", tests)
+    let tools = setup::crictl()?;
+    step("Running unit tests", || tests(&tools))
 }
 
-fn tests() -> Result<Count> {
+fn tests(tools: &Path) -> Result<Count> {
     let mut cargo = build::cargo();
-    cargo.args([
+    cargo.env("ISOPOD_TEST_TOOLS", tools).args([
         "test",
         "--quiet",
         "--workspace",

@@ -1,16 +1,10 @@
-//! The server as its clients see it: real WebSockets over loopback, with a fake agent behind.
-
-use std::time::Duration;
+//! A process's streams as channels of a WebSocket.
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use http::{HeaderValue, StatusCode};
-use isopod_proto::agent::StreamOpen;
-use isopod_proto::stream::{HEADER_LEN, Header, Kind, MAX_PAYLOAD};
+use isopod_proto::stream::MAX_PAYLOAD;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
@@ -19,72 +13,13 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use super::channel::{ClientMessage, MESSAGE_MAX, TerminalSize, Version};
 use super::*;
-use crate::config::StreamingConfig;
 
 type Client = WebSocketStream<TcpStream>;
-
-const ALL: Streams = Streams {
-    stdin: true,
-    stdout: true,
-    stderr: true,
-    tty: false,
-};
-
-/// Far longer than any step here takes.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-fn server() -> Server {
-    Server::start(&StreamingConfig::default()).unwrap()
-}
-
-/// The agent's end of a process's stream connection.
-struct Agent(UnixStream);
-
-impl Agent {
-    /// A process's stream and the agent behind it.
-    async fn with_stream() -> (ProcessStream, Self) {
-        let (near, far) = UnixStream::pair().unwrap();
-        let mut agent = Self(far);
-        let answer = async {
-            assert_eq!(agent.receive().await.unwrap().0, Kind::Open);
-            agent.send(Kind::Opened, b"").await;
-        };
-        let request = StreamOpen::new();
-        let (stream, ()) = tokio::join!(ProcessStream::open(near, &request), answer);
-        (stream.unwrap(), agent)
-    }
-
-    async fn send(&mut self, kind: Kind, payload: &[u8]) {
-        self.try_send(kind, payload).await.unwrap();
-    }
-
-    async fn try_send(&mut self, kind: Kind, payload: &[u8]) -> std::io::Result<()> {
-        let header = Header {
-            kind,
-            len: payload.len(),
-        };
-        self.0.write_all(&header.encode()).await?;
-        self.0.write_all(payload).await
-    }
-
-    /// The next frame; `None` when the daemon has closed the stream.
-    async fn receive(&mut self) -> Option<(Kind, Vec<u8>)> {
-        let mut header = [0; HEADER_LEN];
-        timeout(PATIENCE, self.0.read_exact(&mut header))
-            .await
-            .unwrap()
-            .ok()?;
-        let header = Header::decode(header).unwrap();
-        let mut payload = vec![0; header.len];
-        self.0.read_exact(&mut payload).await.unwrap();
-        Some((header.kind, payload))
-    }
-}
 
 /// A client attached to a process, and the agent behind it.
 async fn attached(server: &Server, streams: Streams, version: Version) -> (Client, Agent) {
     let (stream, agent) = Agent::with_stream().await;
-    let open = async move || Ok(Process { stream, exit: None });
+    let open = async move || Ok(process(stream, streams));
     let url = server.attach_url(streams, open).unwrap();
     let mut client = connect(&url, version.name()).await.unwrap();
     let first = if streams.stdout {
@@ -193,8 +128,8 @@ async fn exec_exit_code_is_in_the_status() {
     let open = async move || {
         let exit: BoxFuture<'static, _> = Box::pin(async { Ok(42) });
         Ok(Process {
-            stream,
             exit: Some(exit),
+            ..process(stream, ALL)
         })
     };
     let url = server.exec_url(ALL, open).unwrap();
@@ -310,8 +245,8 @@ async fn client_that_leaves_closes_the_process_stream_and_drops_the_exec() {
             std::future::pending().await
         });
         Ok(Process {
-            stream,
             exit: Some(exit),
+            ..process(stream, ALL)
         })
     };
     let url = server.exec_url(ALL, open).unwrap();
@@ -326,7 +261,7 @@ async fn token_works_once_and_only_on_its_route() {
     let server = server();
     let (stream, _agent) = Agent::with_stream().await;
     let url = server
-        .attach_url(ALL, async move || Ok(Process { stream, exit: None }))
+        .attach_url(ALL, async move || Ok(process(stream, ALL)))
         .unwrap();
     let protocol = Version::V5.name();
     let other_route = url.replace("/attach/", "/exec/");
@@ -342,7 +277,7 @@ async fn protocol_that_is_refused_leaves_the_token() {
     let server = server();
     let (stream, _agent) = Agent::with_stream().await;
     let url = server
-        .attach_url(ALL, async move || Ok(Process { stream, exit: None }))
+        .attach_url(ALL, async move || Ok(process(stream, ALL)))
         .unwrap();
     let bad = StatusCode::BAD_REQUEST;
     assert_eq!(refused(&url, "v4.base64.channel.k8s.io").await, bad);
@@ -350,54 +285,6 @@ async fn protocol_that_is_refused_leaves_the_token() {
         connect(&url, "v4.channel.k8s.io, v4.base64.channel.k8s.io")
             .await
             .is_ok()
-    );
-}
-
-#[tokio::test]
-async fn requests_that_are_no_upgrade_are_answered_and_hung_up_on() {
-    let server = server();
-    let address = server
-        .attach_url(ALL, async || Err("not reached".into()))
-        .unwrap();
-    let address = address.split('/').nth(2).unwrap().to_owned();
-    for (request, answer) in [
-        ("GET /exec/1 HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 426 "),
-        (
-            "POST /exec/1 HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n",
-            "HTTP/1.1 426 ",
-        ),
-        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 404 "),
-        ("GARBAGE\r\n\r\n", "HTTP/1.1 400 "),
-    ] {
-        let mut connection = TcpStream::connect(&address).await.unwrap();
-        connection.write_all(request.as_bytes()).await.unwrap();
-        let mut text = String::new();
-        timeout(PATIENCE, connection.read_to_string(&mut text))
-            .await
-            .unwrap()
-            .unwrap();
-        assert!(text.starts_with(answer), "{request:?}: {text:?}");
-    }
-}
-
-#[tokio::test]
-async fn request_that_is_too_long_is_refused() {
-    let server = server();
-    let address = server
-        .attach_url(ALL, async || Err("not reached".into()))
-        .unwrap();
-    let address = address.split('/').nth(2).unwrap().to_owned();
-    let mut connection = TcpStream::connect(&address).await.unwrap();
-    let request = format!("GET /{} HTTP/1.1\r\n", "a".repeat(1024 * 1024));
-    // The server may hang up before everything was written.
-    let _broken = connection.write_all(request.as_bytes()).await;
-    let mut answer = Vec::new();
-    let _reset = timeout(PATIENCE, connection.read_to_end(&mut answer))
-        .await
-        .unwrap();
-    assert!(
-        answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"),
-        "{answer:?}"
     );
 }
 

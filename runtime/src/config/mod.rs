@@ -81,6 +81,8 @@ pub(crate) struct RegistryConfig {
     pub(crate) keep_layers_ms: u64,
     /// Docker's `config.json`: credentials for pulls that bring none. Empty: there is none.
     pub(crate) credentials_file: PathBuf,
+    /// Images that are never removed to make room.
+    pub(crate) pinned: Vec<String>,
     /// Where to pull a registry host's images from, tried in order, before the host itself.
     pub(crate) mirrors: BTreeMap<String, Vec<EndpointConfig>>,
 }
@@ -152,6 +154,7 @@ impl Default for RegistryConfig {
             max_layer_mib: 32 * 1024,
             keep_layers_ms: 15 * 60 * 1000,
             credentials_file: PathBuf::new(),
+            pinned: Vec::new(),
             mirrors: BTreeMap::new(),
         }
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::load::Problem;
 use super::{Config, EndpointConfig};
-use crate::logging;
+use crate::{image, logging};
 
 /// Longest path of a unix socket: `sun_path` less its final zero (`unix(7)`).
 const SOCKET_PATH_MAX: usize = 107;
@@ -62,6 +62,11 @@ pub(super) fn validate(config: &Config) -> Vec<Problem> {
         "registry.credentials_file",
         &config.registry.credentials_file,
     );
+    for (index, reference) in config.registry.pinned.iter().enumerate() {
+        if let Err(error) = image::check_reference(reference) {
+            check.problem(&format!("registry.pinned[{index}]"), error.to_string());
+        }
+    }
     for (registry, endpoints) in &config.registry.mirrors {
         check.mirror(registry, endpoints);
     }
@@ -231,6 +236,15 @@ mod tests {
         let mirror = "registry.mirrors.\"a\"";
         let ca = format!("{mirror}[1].ca_file");
         assert_eq!(keys, [format!("{mirror}[0]"), ca.clone(), ca]);
+    }
+
+    #[test]
+    fn a_pinned_image_is_a_reference() {
+        let mut config = Config::default();
+        config.registry.pinned = vec!["busybox".into(), "a//b".into()];
+        let problems = validate(&config);
+        assert_eq!(problems.len(), 1);
+        assert_eq!(problems[0].key, "registry.pinned[1]");
     }
 
     #[test]

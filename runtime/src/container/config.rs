@@ -214,6 +214,7 @@ pub(crate) mod tests {
             repo_tags: vec!["registry/busybox:1".into()],
             repo_digests: vec!["registry/busybox@sha256:2".into()],
             size: 1,
+            pinned: false,
             config: Arc::new(serde_json::from_str(&json).unwrap()),
         }
     }

@@ -16,6 +16,7 @@
 //! The folders, each of which knows only those above it in this list:
 //!
 //! - `digest.rs`, `limits.rs`, `reference.rs`, `error.rs`, `progress.rs`: words that all of them use.
+//! - `manifest.rs`: what images are made of.
 //! - `tar/`: reads archives.
 //! - `layer/`: an archive to a data blob and an index.
 //! - `tree/`: indexes on top of one another.
@@ -34,6 +35,7 @@ mod error;
 mod layer;
 mod layout;
 mod limits;
+mod manifest;
 mod progress;
 mod reference;
 mod registry;
@@ -78,6 +80,8 @@ pub(crate) struct Image {
     pub(crate) repo_digests: Vec<String>,
     /// Bytes that the image takes on disk, layers that it shares included.
     pub(crate) size: u64,
+    /// Whether the configuration says that it is to stay.
+    pub(crate) pinned: bool,
     /// The image's OCI configuration.
     pub(crate) config: Arc<oci_spec::image::ImageConfiguration>,
 }
@@ -112,6 +116,14 @@ pub(crate) enum Secret {
     IdentityToken(String),
     /// Sent to the registry as it is.
     RegistryToken(String),
+}
+
+/// Whether `text` is an image reference.
+///
+/// # Errors
+/// [`ImageError::InvalidReference`] says what is wrong with it.
+pub(crate) fn check_reference(text: &str) -> Result<(), ImageError> {
+    reference::Reference::parse(text).map(drop)
 }
 
 impl Credentials {

@@ -4,7 +4,8 @@ use isopod_proto::cri::{Image, Int64Value};
 
 use crate::image;
 
-/// Nothing is pinned: there is no sandbox image that the kubelet could collect by mistake.
+/// There is no sandbox image that the kubelet could collect by mistake: what is pinned is what the
+/// configuration says.
 pub(super) fn describe(image: image::Image) -> Image {
     let user = image.config.config().as_ref();
     let user = user.and_then(|config| config.user().as_deref());
@@ -26,6 +27,6 @@ pub(super) fn describe(image: image::Image) -> Image {
         uid,
         username,
         spec: None,
-        pinned: false,
+        pinned: image.pinned,
     }
 }

@@ -6,10 +6,10 @@ use reqwest::{Response, StatusCode};
 use tokio::sync::mpsc;
 
 use super::Session;
-use super::manifest::LayerDescriptor;
 use super::request::{Failure, Request, transport};
 use crate::image::ImageError;
 use crate::image::digest::Hasher;
+use crate::image::manifest::LayerDescriptor;
 use crate::image::progress::LayerProgress;
 
 /// Bytes that must arrive between two failures for the second to count as a first one.

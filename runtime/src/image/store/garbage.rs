@@ -35,6 +35,7 @@ impl Shared {
             layers,
             pins,
             spare,
+            ..
         } = &mut *state;
         let named: HashSet<Digest> = names.values().copied().collect();
         images.retain(|id, _| {

@@ -37,7 +37,7 @@ mod record;
 mod remove;
 mod usage;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -77,6 +77,8 @@ struct State {
     images: BTreeMap<Digest, StoredImage>,
     /// Normalised references, with a tag or with a digest.
     names: BTreeMap<String, Digest>,
+    /// References whose images the configuration wants to stay, normalised.
+    pinned: HashSet<String>,
     /// Every published layer, and the bytes it takes on disk.
     layers: HashMap<Digest, u64>,
     /// Layers that pulls need, and how many.
@@ -127,6 +129,7 @@ impl State {
             .iter()
             .filter(|(_, named)| *named == id)
             .map(|(name, _)| name);
+        let pinned = names.clone().any(|name| self.pinned.contains(name));
         let (repo_digests, repo_tags) = names.cloned().partition(|name| name.contains('@'));
         // A layer that an image has twice is there once.
         let mut diff_ids: Vec<_> = stored
@@ -145,6 +148,7 @@ impl State {
             repo_tags,
             repo_digests,
             size: stored.own_bytes + layers.sum::<u64>(),
+            pinned,
             config: Arc::clone(&stored.config),
         })
     }

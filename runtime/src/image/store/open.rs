@@ -17,6 +17,7 @@ use crate::image::ImageError;
 use crate::image::digest::Digest;
 use crate::image::layer::{DATA, FILES, IngestLimits};
 use crate::image::limits::BLOCK_BYTES;
+use crate::image::reference::Reference;
 use crate::image::registry::{Patience, Registry};
 
 /// Layers downloaded and taken in at a time, over all pulls.
@@ -64,7 +65,9 @@ impl ImageStore {
             fs::remove_dir_all(&temporary).map_err(ImageError::io("sweeping", &temporary))?;
         }
         fs::create_dir(&temporary).map_err(ImageError::io("creating", &temporary))?;
-        shared.load()?;
+        let pinned = registry.pinned.iter().map(|text| Reference::parse(text));
+        let pinned: Result<Vec<_>, _> = pinned.collect();
+        shared.load(&pinned?)?;
         shared.collect_garbage();
         let shared = Arc::new(shared);
         if !shared.state().spare.is_empty() {
@@ -76,8 +79,11 @@ impl ImageStore {
 
 impl Shared {
     /// Finds out what is on disk.
-    fn load(&self) -> Result<(), ImageError> {
-        let mut state = State::default();
+    fn load(&self, pinned: &[Reference]) -> Result<(), ImageError> {
+        let mut state = State {
+            pinned: pinned.iter().map(Reference::to_string).collect(),
+            ..State::default()
+        };
         for diff_id in digests_in(&self.root.join("layers"))? {
             match allocated(&self.layer(&diff_id), &FILES) {
                 Ok(bytes) => {

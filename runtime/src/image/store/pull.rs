@@ -20,9 +20,10 @@ use super::{ImageStore, Shared};
 use crate::image::digest::Digest;
 use crate::image::error::chain;
 use crate::image::layer::{FILES, Ingested, LayerError, ingest};
+use crate::image::manifest::LayerDescriptor;
 use crate::image::progress::{LayerProgress, LayerState, Progress};
 use crate::image::reference::Reference;
-use crate::image::registry::{BlobEvent, LayerDescriptor, Resolved, Session};
+use crate::image::registry::{BlobEvent, Resolved, Session};
 use crate::image::{Image, ImageError, PullRequest};
 
 /// Parts of a blob between the connection and the thread that takes it in: enough that neither

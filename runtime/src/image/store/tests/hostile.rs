@@ -391,3 +391,38 @@ async fn a_slow_registry_is_waited_for() {
     let (_root, store) = store_for(&server);
     pull(&store, IMAGE, None).await.expect("slow is not broken");
 }
+
+#[tokio::test]
+async fn as_many_layers_as_overlayfs_allows_are_one_disk() {
+    let layers: Vec<Vec<Entry>> = (0..127)
+        .map(|number| {
+            vec![
+                Entry::file(format!("own-{number}"), format!("{number}")),
+                Entry::file("same", format!("{number}")),
+            ]
+        })
+        .collect();
+    let layers: Vec<&[Entry]> = layers.iter().map(Vec::as_slice).collect();
+    let server = honest(Site::new(&layers)).await;
+    let (_root, store) = store_for(&server);
+    let image = pull(&store, IMAGE, None).await.expect("127 layers");
+    assert_eq!(store.disk(&image.id).expect("a disk").extents.len(), 128);
+
+    let mut more = layers;
+    let last = [Entry::directory("one-more")];
+    more.push(&last);
+    let error = fails(&honest(Site::new(&more)).await).await;
+    assert!(error.to_string().contains("127 layers"), "{error}");
+}
+
+#[tokio::test]
+async fn a_configuration_with_a_million_variables_is_too_large() {
+    let site = with_config(small_image(), |config| {
+        let variables: Vec<String> = (0..1_000_000)
+            .map(|number| format!("V{number}=x"))
+            .collect();
+        config["config"]["Env"] = json!(variables);
+    });
+    let error = fails(&honest(site).await).await;
+    assert!(matches!(error, ImageError::TooLarge { .. }), "{error}");
+}

@@ -269,3 +269,60 @@ async fn the_same_image_gives_the_same_bytes() {
     }
     assert_eq!(seen[0], seen[1]);
 }
+
+#[tokio::test]
+async fn one_image_of_two_registries_has_the_names_of_both_and_is_there_once() {
+    let site = small_image();
+    let server = Server::start(move |asked| site.answer(asked)).await;
+    let root = tempfile::TempDir::new().expect("a directory");
+    let mut config = super::mirrored(&[server.host()]);
+    let endpoints = config.mirrors["registry.test"].clone();
+    config.mirrors.insert("other.test".to_owned(), endpoints);
+    config.pinned = vec!["other.test/b".to_owned()];
+    let store = store(root.path(), &config);
+    let first = pull(&store, IMAGE, None).await.expect("an image");
+    assert!(!first.pinned);
+    let both = pull(&store, "other.test/b", None).await.expect("again");
+    assert_eq!(both.id, first.id);
+    assert_eq!(both.repo_tags, ["other.test/b:latest", IMAGE]);
+    assert_eq!(both.repo_digests.len(), 2);
+    assert!(both.pinned, "one of its names is pinned");
+    assert_eq!(
+        server.count("/blobs/"),
+        2 + 2,
+        "layers once, the configuration twice"
+    );
+
+    store.remove("other.test/b").await.expect("removed");
+    let left = store.find(IMAGE).expect("there");
+    assert_eq!(left.repo_tags, [IMAGE]);
+    assert!(!left.pinned);
+}
+
+#[tokio::test]
+async fn usage_is_what_the_filesystem_says_and_an_image_s_size_what_its_removal_frees() {
+    let (server, ..) = registry().await;
+    let (root, store) = store_for(&server);
+    let before = store.usage().expect("usage");
+    let image = pull(&store, IMAGE, None).await.expect("an image");
+    let usage = store.usage().expect("usage");
+    let du = std::process::Command::new("du")
+        .args(["--summarize", "--block-size=1"])
+        .arg(root.path())
+        .output()
+        .expect("du");
+    let du = String::from_utf8(du.stdout).expect("text");
+    let bytes: u64 = du
+        .split_whitespace()
+        .next()
+        .expect("a number")
+        .parse()
+        .expect("a number");
+    assert_eq!(usage.bytes, bytes);
+    store.remove(IMAGE).await.expect("removed");
+    let after = store.usage().expect("usage");
+    // Beside the image's files there were their folders, and the list of names.
+    let folders = 3 * 4096;
+    assert_eq!(usage.bytes - after.bytes, image.size + folders);
+    assert!(after.bytes <= before.bytes + 4096);
+}

@@ -54,7 +54,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 pub(crate) use self::error::{ImageError, chain};
-pub(crate) use self::layout::{Layout, LayoutError, Served};
+pub(crate) use self::layout::{Layout, LayoutError, Served, unpack};
 pub(crate) use self::progress::{LayerState, Progress};
 pub(crate) use self::store::ImageStore;
 

@@ -1,13 +1,19 @@
-//! `isopod image export`: images to an OCI archive.
+//! `isopod image export`: images to an OCI archive or folder.
 
 use std::fs::File;
-use std::io::{BufWriter, IsTerminal as _, Write};
+use std::io::{self, BufReader, BufWriter, IsTerminal as _, Read, Write};
 use std::path::{Path, PathBuf};
 
-use isopod_proto::images::ExportRequest;
+use isopod_proto::images::{ExportPart, ExportRequest};
+use tokio::sync::mpsc;
+use tonic::Streaming;
 
 use super::ImagesError;
 use crate::client::Client;
+use crate::image::unpack;
+
+/// Parts on their way to the thread that unpacks them.
+const QUEUE: usize = 4;
 
 /// Options of `isopod image export`.
 #[derive(Debug, clap::Args)]
@@ -15,50 +21,122 @@ pub(crate) struct ExportArgs {
     /// Names, digests or ids of images
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<String>,
-    /// The archive to write [default: standard output]
-    #[arg(short, long, value_name = "FILE")]
+    /// The archive or folder to make [default: standard output]
+    #[arg(short, long, value_name = "PATH")]
     output: Option<PathBuf>,
+    /// Make a folder, which is not there yet, instead of an archive
+    #[arg(long, requires = "output")]
+    folder: bool,
 }
 
-/// Writes the archive. A file appears when it is complete, or not at all.
+/// Writes the archive or the folder. It appears when it is complete, or not at all.
 ///
 /// # Errors
 /// The daemon cannot be reached, or does not have an image; the archive cannot be written.
 pub(crate) async fn export(args: &ExportArgs, socket: &Path) -> Result<(), ImagesError> {
-    if args.output.is_none() && std::io::stdout().is_terminal() {
+    if args.output.is_none() && io::stdout().is_terminal() {
         return Err(ImagesError::Terminal);
     }
     let mut client = Client::connect(socket).await?;
-    let Some(path) = &args.output else {
-        let stdout = std::io::stdout().lock();
-        return copy(&mut client, args, stdout, Path::new("standard output")).await;
-    };
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    let temporary = tempfile::NamedTempFile::new_in(folder)
-        .map_err(ImagesError::file("making a file in", folder))?;
-    let file: &File = temporary.as_file();
-    copy(&mut client, args, BufWriter::new(file), path).await?;
-    let kept = temporary.persist(path);
-    kept.map_err(|error| ImagesError::file("writing", path)(error.error))?;
-    Ok(())
-}
-
-async fn copy(
-    client: &mut Client,
-    args: &ExportArgs,
-    mut output: impl Write,
-    path: &Path,
-) -> Result<(), ImagesError> {
     let request = ExportRequest {
         images: args.images.clone(),
     };
-    let mut parts = client.images.export(request).await?.into_inner();
+    let parts = client.images.export(request).await?.into_inner();
+    match &args.output {
+        None => copy(parts, io::stdout().lock(), Path::new("standard output")).await,
+        Some(path) if args.folder => to_folder(parts, path).await,
+        Some(path) => {
+            let beside = beside(path);
+            let temporary = tempfile::NamedTempFile::new_in(beside)
+                .map_err(ImagesError::file("making a file in", beside))?;
+            let file: &File = temporary.as_file();
+            copy(parts, BufWriter::new(file), path).await?;
+            let kept = temporary.persist(path);
+            kept.map_err(|error| ImagesError::file("writing", path)(error.error))?;
+            Ok(())
+        }
+    }
+}
+
+/// The folder that `path` is in.
+fn beside(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
+
+async fn copy(
+    mut parts: Streaming<ExportPart>,
+    mut output: impl Write,
+    path: &Path,
+) -> Result<(), ImagesError> {
     while let Some(part) = parts.message().await? {
         let written = output.write_all(&part.data);
         written.map_err(ImagesError::file("writing", path))?;
     }
     output.flush().map_err(ImagesError::file("writing", path))
+}
+
+async fn to_folder(mut parts: Streaming<ExportPart>, path: &Path) -> Result<(), ImagesError> {
+    let beside = beside(path);
+    let temporary = tempfile::Builder::new()
+        .prefix(".export-")
+        .tempdir_in(beside)
+        .map_err(ImagesError::file("making a folder in", beside))?;
+    let folder = temporary.path().join("layout");
+    std::fs::create_dir(&folder).map_err(ImagesError::file("making", &folder))?;
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let unpacked = folder.clone();
+    let unpacking = tokio::task::spawn_blocking(move || {
+        unpack(BufReader::new(Received::new(receiver)), &unpacked)
+    });
+    let received = async {
+        while let Some(part) = parts.message().await? {
+            // Whoever does not want the rest knows why.
+            if sender.send(part.data).await.is_err() {
+                break;
+            }
+        }
+        drop(sender);
+        Ok::<(), ImagesError>(())
+    };
+    let received = received.await;
+    let unpacked = unpacking
+        .await
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    // If both failed, then the second because of the first.
+    received?;
+    unpacked?;
+    std::fs::rename(&folder, path).map_err(ImagesError::file("making", path))
+}
+
+/// What arrives, as something to read from a blocking thread.
+struct Received {
+    parts: mpsc::Receiver<Vec<u8>>,
+    part: io::Cursor<Vec<u8>>,
+}
+
+impl Received {
+    fn new(parts: mpsc::Receiver<Vec<u8>>) -> Self {
+        Self {
+            parts,
+            part: io::Cursor::default(),
+        }
+    }
+}
+
+impl Read for Received {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let length = self.part.read(buffer)?;
+            if length > 0 || buffer.is_empty() {
+                return Ok(length);
+            }
+            match self.parts.blocking_recv() {
+                Some(part) => self.part = io::Cursor::new(part),
+                None => return Ok(0),
+            }
+        }
+    }
 }

@@ -115,6 +115,7 @@ fn images_leave_one_node_as_an_archive_and_enter_another() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let archive = folder.path().join("images.tar");
     let archive = archive.to_str().context("a path in UTF-8")?;
+    let layout = folder.path().join("layout");
     let names = [image("busybox"), image("nginx"), image("layers")];
     let ids = |node: &Node| -> Result<Vec<String>> {
         let images = node.cri().list_images()?;
@@ -131,6 +132,10 @@ fn images_leave_one_node_as_an_archive_and_enter_another() -> Result<()> {
             node,
             &["image", "export", "-o", archive, first, second, third],
         )?;
+        let layout = layout.to_str().context("a path in UTF-8")?;
+        succeeds(node, &["image", "export", "--folder", "-o", layout, first])?;
+        let error = fails(node, &["image", "export", "--folder", "-o", layout, first])?;
+        assert!(error.contains(layout), "{error}");
         let error = fails(node, &["image", "export", "-o", archive, "nothing"])?;
         assert!(error.contains("nothing"), "{error}");
         Ok(())
@@ -145,6 +150,17 @@ fn images_leave_one_node_as_an_archive_and_enter_another() -> Result<()> {
             let found = node.cri().image_status(name)?;
             assert_eq!(found.context("not there")?.repo_tags, [name.as_str()]);
         }
+        // From the folder, which other tools read too.
+        let inspected = Command::new("skopeo")
+            .args(["inspect", "--raw"])
+            .arg(format!("oci:{}:1", layout.display()))
+            .output()?;
+        assert!(inspected.status.success(), "{inspected:?}");
+        succeeds(node, &["rmi", &names[0]])?;
+        let path = layout.to_str().context("a path in UTF-8")?;
+        succeeds(node, &["image", "import", path])?;
+        assert_eq!(ids(node)?, before);
+
         // Through a pipe, both ways, and compressed in between.
         let piped = node
             .isopod()?

@@ -26,7 +26,7 @@ pub(super) fn pull(
     request: PullRequest,
 ) -> impl Stream<Item = Result<PullEvent, Status>> + Send {
     let (sender, events) = mpsc::channel(QUEUE);
-    let span = tracing::info_span!("Pull", image = request.image);
+    let span = tracing::info_span!("Pull");
     tokio::spawn(run(store, request, sender).instrument(span));
     ReceiverStream::new(events)
 }

@@ -19,7 +19,8 @@
 //!   (`erofs_map_dev`). The same metadata works with one disk per blob too.
 //! - Directories and symbolic links keep what does not fill a block behind their inode
 //!   (`EROFS_INODE_FLAT_INLINE`), as it must not cross into another block; whole blocks follow after
-//!   all inodes.
+//!   all inodes. Regular files never do: their data belongs to a layer, which many images share on
+//!   disk and in the page cache, and metadata to one image. Small files would be there once for each.
 //! - Inodes are compact (32 bytes) where they can be: ids and link count in 16 bits, size in 32, and
 //!   a modification time that is the super block's `build_time`, for which the most frequent one is
 //!   taken. Otherwise they are extended (64 bytes).

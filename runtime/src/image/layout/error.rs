@@ -15,6 +15,15 @@ pub(crate) enum LayoutError {
         #[source]
         source: io::Error,
     },
+    /// A file of the folder to make.
+    #[error("writing {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be written.
+        #[source]
+        source: io::Error,
+    },
     /// The archive is malformed.
     #[error("{} is no archive of an image layout: {reason}", path.display())]
     Archive {
@@ -55,5 +64,10 @@ impl LayoutError {
     pub(super) fn read(path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Read { path, source }
+    }
+
+    pub(super) fn write(path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Write { path, source }
     }
 }

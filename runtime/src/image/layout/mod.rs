@@ -9,6 +9,7 @@
 mod error;
 mod open;
 mod serve;
+mod unpack;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,6 +21,7 @@ use serde::Deserialize;
 
 pub(crate) use self::error::LayoutError;
 pub(crate) use self::serve::Served;
+pub(crate) use self::unpack::unpack;
 use super::digest::Digest;
 
 /// What containerd calls an image, whole.

@@ -37,6 +37,10 @@ pub(crate) const ACPI_TABLES: u64 = 0xe_0000;
 /// Start of the RAM above the legacy hole.
 pub(crate) const HIGH_RAM_START: u64 = 0x10_0000;
 
+/// RAM is in huge pages from here on, where the host has them. Below are the boot tables, some pages
+/// between the legacy holes, and what the kernel takes last.
+pub(crate) const HUGE_PAGES_START: u64 = 2 * MIB;
+
 /// RAM below 4 GiB ends here at the latest.
 pub(crate) const RAM_HOLE_START: u64 = 0xc000_0000;
 /// RAM goes on here.

@@ -1,10 +1,13 @@
 //! Guest RAM: private anonymous memory in huge pages where the host has them.
 //!
-//! Kernel and initramfs are read into it rather than mapped. Linux patches its own text all over
-//! while it boots (returns, alternatives), and poisons the initramfs when it frees it: of a mapped
-//! kernel five pages in six took three faults each (read, write, and read again), which together
-//! were half of the time to init. Read into huge pages they take a handful.
-#![expect(unsafe_code, reason = "reading into guest RAM, and advice about it")]
+//! The kernel is read into it. Linux patches its own text all over while it boots (returns,
+//! alternatives): of a mapped kernel five pages in six took three faults each (read, write, and read
+//! again), which together were half of the time to init. Read into huge pages they take a handful.
+//!
+//! The initramfs is mapped, copy on write: nobody writes to it (the guest is told not to free it,
+//! which would poison it), so all guests of a host share the page cache's copy and nobody fills pages
+//! with it.
+#![expect(unsafe_code, reason = "files in guest RAM, and advice about it")]
 
 use std::fs::File;
 use std::io;
@@ -39,6 +42,9 @@ pub(crate) enum MemoryError {
     /// A file could not be read, or ended too early.
     #[error("reading a file into guest memory")]
     Read(#[source] io::Error),
+    /// A file could not be mapped.
+    #[error("mapping a file into guest memory")]
+    MapFile(#[source] io::Error),
     /// A range is not in RAM.
     #[error("{size} bytes at {address:#x} are not guest memory")]
     Range {
@@ -71,7 +77,7 @@ pub(crate) fn allocate(memory_mib: u32) -> Result<GuestMemoryMmap, MemoryError> 
             .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
             .build()
             .map_err(|e| failed(io::Error::other(e)))?;
-        advise_huge_pages(&mapping);
+        advise_huge_pages(&mapping, range.start);
         let region = GuestRegionMmap::new(mapping, GuestAddress(range.start))
             .ok_or_else(|| failed(io::Error::from_raw_os_error(libc::EOVERFLOW)))?;
         regions.push(region);
@@ -84,14 +90,25 @@ pub(crate) fn allocate(memory_mib: u32) -> Result<GuestMemoryMmap, MemoryError> 
 }
 
 /// Asks for huge pages: fewer faults in the guest, and shorter page walks. A host without them is
-/// no worse off than before.
-fn advise_huge_pages(mapping: &MmapRegion) {
-    // SAFETY: advice about a mapping of its own, which changes nothing that the program can see.
-    let result =
-        unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_HUGEPAGE) };
-    if result != 0 {
-        let error = io::Error::last_os_error();
-        tracing::debug!(%error, "guest memory without huge pages");
+/// no worse off than before. Not below [`layout::HUGE_PAGES_START`], where a start takes few pages.
+fn advise_huge_pages(mapping: &MmapRegion, address: u64) {
+    let start = mapping.as_ptr();
+    let below = usize::try_from(layout::HUGE_PAGES_START.saturating_sub(address))
+        .map_or(mapping.size(), |below| below.min(mapping.size()));
+    for (offset, length, advice) in [
+        (0, below, libc::MADV_NOHUGEPAGE),
+        (below, mapping.size() - below, libc::MADV_HUGEPAGE),
+    ] {
+        if length == 0 {
+            continue;
+        }
+        // SAFETY: advice about a part of a mapping of its own, which changes nothing that the
+        // program can see.
+        let result = unsafe { libc::madvise(start.wrapping_add(offset).cast(), length, advice) };
+        if result != 0 {
+            let error = io::Error::last_os_error();
+            tracing::debug!(%error, "guest memory without huge pages");
+        }
     }
 }
 
@@ -132,6 +149,63 @@ pub(crate) fn read_file(
                 error => return Err(MemoryError::Read(error)),
             },
         }
+    }
+    Ok(())
+}
+
+/// Puts the first `size` bytes of `file` in the place of guest RAM at `address`, a page's beginning,
+/// to the end of their last page. The guest's writes stay its own.
+///
+/// The file must stay as long as it is: the guest ends with an error at a page that is gone. Files
+/// that are replaced (`rename(2)`), as package managers do, stay.
+///
+/// # Errors
+///
+/// [`MemoryError::Range`] when that is not all RAM or does not begin a page, [`MemoryError::Read`]
+/// when the file is shorter, [`MemoryError::MapFile`].
+pub(crate) fn map_file(
+    memory: &GuestMemoryMmap,
+    address: u64,
+    file: &File,
+    size: u64,
+) -> Result<(), MemoryError> {
+    let out_of_range = || MemoryError::Range { address, size };
+    let length = size
+        .checked_next_multiple_of(layout::PAGE_SIZE)
+        .and_then(|length| usize::try_from(length).ok())
+        .filter(|_| address.is_multiple_of(layout::PAGE_SIZE))
+        .ok_or_else(out_of_range)?;
+    let slice = memory
+        .get_slice(GuestAddress(address), length)
+        .ok()
+        .ok_or_else(out_of_range)?;
+    if file.metadata().map_err(MemoryError::Read)?.len() < size {
+        return Err(MemoryError::Read(io::ErrorKind::UnexpectedEof.into()));
+    }
+    let guard = slice.ptr_guard_mut();
+    let target = guard.as_ptr().cast::<libc::c_void>();
+    // SAFETY: the slice is `length` bytes of this guest's RAM, whole pages, to which no reference
+    // exists. They stay mapped, readable and writable, until the guest's memory is unmapped as a
+    // whole; only what backs them changes.
+    let mapped = unsafe {
+        libc::mmap(
+            target,
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    if mapped == libc::MAP_FAILED {
+        return Err(MemoryError::MapFile(io::Error::last_os_error()));
+    }
+    // The guest reads all of it: one call instead of a fault for each few pages. Hosts before Linux
+    // 5.14 know no such advice, and take the faults.
+    // SAFETY: advice about the mapping just made, which changes nothing that the program can see.
+    if unsafe { libc::madvise(target, length, libc::MADV_POPULATE_READ) } != 0 {
+        let error = io::Error::last_os_error();
+        tracing::debug!(%error, "the initramfs is not mapped ahead");
     }
     Ok(())
 }
@@ -187,5 +261,50 @@ mod tests {
         ));
         assert!(read_file(&memory, u64::MAX, &file, 0, 1).is_err());
         assert!(read_file(&memory, 0, &file, u64::MAX / 2, 1).is_err());
+    }
+
+    #[test]
+    fn a_mapped_file_is_seen_in_ram_and_not_changed_by_writes_to_it() {
+        let memory = allocate(64).unwrap();
+        memory
+            .write_slice(&[9; 3 * 4096], GuestAddress(0x10_0000))
+            .unwrap();
+        let file = file_of(&[7; 5000]);
+        map_file(&memory, 0x10_0000, &file, 5000).unwrap();
+        let mut read = vec![0; 3 * 4096];
+        let at = GuestAddress(0x10_0000);
+        memory.read_slice(&mut read, at).unwrap();
+        assert!(read[..5000].iter().all(|byte| *byte == 7));
+        assert!(
+            read[5000..8192].iter().all(|byte| *byte == 0),
+            "to the page's end"
+        );
+        assert!(
+            read[8192..].iter().all(|byte| *byte == 9),
+            "the page after it"
+        );
+        memory.write_slice(&[1; 100], at).unwrap();
+        let mut in_file = [0; 100];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut in_file, 0).unwrap();
+        assert_eq!(in_file, [7; 100]);
+    }
+
+    #[test]
+    fn map_file_refuses_what_is_not_ram_not_a_page_or_not_in_the_file() {
+        let memory = allocate(64).unwrap();
+        let file = file_of(&[7; 8192]);
+        let end = 64 * layout::MIB;
+        assert!(map_file(&memory, end - 8192, &file, 8192).is_ok());
+        for (address, size) in [(end - 4096, 8192), (0x10_0800, 100), (0, u64::MAX)] {
+            let refused = map_file(&memory, address, &file, size);
+            assert!(
+                matches!(refused, Err(MemoryError::Range { .. })),
+                "{address:#x}"
+            );
+        }
+        assert!(matches!(
+            map_file(&memory, 0, &file, 8193),
+            Err(MemoryError::Read(_))
+        ));
     }
 }

@@ -13,6 +13,8 @@ const ALWAYS: &[&str] = &[
     "panic=-1",
     // RDRAND and the seed are all the entropy that there is before virtio-rng.
     "random.trust_cpu=on",
+    // The initramfs is mapped from the host's page cache: freeing it would poison it, and so copy it.
+    "retain_initrd",
     // No legacy hardware to look for by port.
     "pci=noearly",
     "8250.nr_uarts=0",

@@ -39,12 +39,12 @@ pub(crate) enum InitramfsError {
         /// Memory below the hole.
         ram: u64,
     },
-    /// It could not be read into memory.
+    /// It could not be mapped into memory.
     #[error("loading the initramfs")]
     Load(#[source] MemoryError),
 }
 
-/// Reads `file` into the last pages of low RAM, away from where the kernel allocates first, and
+/// Maps `file` into the last pages of low RAM, away from where the kernel allocates first, and
 /// returns where it lies.
 ///
 /// # Errors
@@ -80,7 +80,7 @@ pub(crate) fn load(
     if start < kernel_end {
         return Err(too_large());
     }
-    memory::read_file(memory, start, file, 0, size).map_err(InitramfsError::Load)?;
+    memory::map_file(memory, start, file, size).map_err(InitramfsError::Load)?;
     Ok(Range { start, size })
 }
 

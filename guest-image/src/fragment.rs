@@ -5,6 +5,7 @@
 //! whose dependencies are not met without a word.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// The project's kernel configuration.
 pub const KERNEL_CONFIG: &str = include_str!("../kernel.config");
@@ -135,6 +136,14 @@ impl Fragment {
     }
 }
 
+/// The options alone, sorted by name: what the kernel depends on.
+impl fmt::Display for Fragment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.options()
+            .try_for_each(|(name, value)| writeln!(f, "{name}={value}"))
+    }
+}
+
 fn is_name(name: &str) -> bool {
     name.strip_prefix("CONFIG_").is_some_and(|rest| {
         !rest.is_empty()
@@ -167,6 +176,14 @@ fn list(refused: &[Refusal]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn comments_and_order_do_not_change_what_a_fragment_says() {
+        let one = Fragment::parse("## why\nCONFIG_B=n\nCONFIG_A=y\n").unwrap();
+        let two = Fragment::parse("## why\nCONFIG_A=y\n\n## because\nCONFIG_B=n\n").unwrap();
+        assert_eq!(one.to_string(), "CONFIG_A=y\nCONFIG_B=n\n");
+        assert_eq!(one.to_string(), two.to_string());
+    }
 
     #[test]
     fn the_projects_own_fragment_parses() {

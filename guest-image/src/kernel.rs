@@ -8,7 +8,7 @@
 //!
 //! Nothing of the machine enters the image: user, host, date and build number are fixed, and the
 //! build runs inside the source tree, so that compiled-in file names are relative. The key is a
-//! digest of the source, the fragment, this recipe and the compiler's and linker's versions.
+//! digest of the source, the fragment's options, this recipe and the compiler's and linker's versions.
 
 use std::fs::{self, File};
 use std::io;
@@ -111,7 +111,7 @@ impl KernelBuild {
         Ok(Key::default()
             .input("recipe", RECIPE)
             .input("source", &self.source_version)
-            .input("fragment", KERNEL_CONFIG)
+            .input("options", Fragment::parse(KERNEL_CONFIG)?.to_string())
             .input("compiler", version_line("gcc")?)
             .input("linker", version_line("ld")?)
             .name())
@@ -152,7 +152,7 @@ impl KernelBuild {
 
         progress(Step::Configure);
         let asked = draft.join("fragment");
-        fs::write(&asked, KERNEL_CONFIG).map_err(failed("writing", &asked))?;
+        fs::write(&asked, fragment.to_string()).map_err(failed("writing", &asked))?;
         let mut all_no = make(&tree);
         all_no.arg("allnoconfig").env("KCONFIG_ALLCONFIG", &asked);
         run(&mut all_no, draft)?;

@@ -10,12 +10,12 @@ use crate::project;
 
 /// Builds the guest's agent: static, because the initramfs has no libraries.
 pub(crate) fn agent() -> Result<PathBuf> {
-    static_binary("isopod-agent")
+    static_binary("isopod-agent", "guest")
 }
 
 /// Builds what a node runs, the daemon and the VMM, and returns the folder that has both.
 pub(crate) fn node() -> Result<PathBuf> {
-    let vmm = static_binary("isopod-vmm")?;
+    let vmm = static_binary("isopod-vmm", "release")?;
     let folder = project::target().join("node");
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     for binary in [vmm, release_binary("isopod", "isopod")?] {
@@ -42,20 +42,20 @@ fn release_binary(package: &str, name: &str) -> Result<PathBuf> {
     Ok(folder.join("release").join(name))
 }
 
-/// Builds a static release binary of one of the workspace's packages, and returns its path.
-fn static_binary(package: &str) -> Result<PathBuf> {
+/// Builds a static binary of one of the workspace's packages in a profile, and returns its path.
+fn static_binary(package: &str, profile: &str) -> Result<PathBuf> {
     // Cargo tells by itself whether there is work, so this always runs.
     let folder = project::target();
     let mut cargo = cargo();
-    cargo.args(["build", "--quiet", "--release", "--target", project::TARGET]);
-    cargo.args(["--package", package]);
+    cargo.args(["build", "--quiet", "--target", project::TARGET]);
+    cargo.args(["--profile", profile, "--package", package]);
     cargo.arg("--target-dir").arg(&folder);
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
     // libseccomp-sys links the archive that libseccomp-dev has, not the shared library.
     cargo.env("LIBSECCOMP_LINK_TYPE", "static");
     cargo.env("LIBSECCOMP_LIB_PATH", "/usr/lib/x86_64-linux-gnu");
     step(&format!("Building {package} (static)"), || run(&mut cargo))?;
-    Ok(folder.join(project::TARGET).join("release").join(package))
+    Ok(folder.join(project::TARGET).join(profile).join(package))
 }
 
 /// Cargo, in the checkout, without what `cargo run` set for this process.

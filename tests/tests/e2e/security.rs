@@ -4,15 +4,20 @@ use anyhow::Result;
 use isopod_proto::cri::security_profile::ProfileType;
 use isopod_proto::cri::{
     Capability, ContainerConfig, LinuxContainerConfig, LinuxContainerSecurityContext,
-    SecurityProfile,
+    NamespaceMode, NamespaceOption, SecurityProfile,
 };
 use isopod_tests::node::{self, Node, Options, assert_refused, pod_config, shell};
 use tonic::Code;
 
+/// In a pid namespace of its own, where the container's process is number 1.
 fn with_security(
     mut config: ContainerConfig,
-    security: LinuxContainerSecurityContext,
+    mut security: LinuxContainerSecurityContext,
 ) -> ContainerConfig {
+    security.namespace_options = Some(NamespaceOption {
+        pid: NamespaceMode::Container.into(),
+        ..NamespaceOption::default()
+    });
     config.linux = Some(LinuxContainerConfig {
         security_context: Some(security),
         ..LinuxContainerConfig::default()
@@ -81,7 +86,13 @@ fn capabilities_are_the_default_ones_plus_and_minus_what_was_asked_for() -> Resu
         };
         // linux/capability.h
         let (chown, net_raw, sys_admin) = (1_u64 << 0, 1_u64 << 13, 1_u64 << 21);
-        let id = node.start(&pod, shell("plain", "sleep 10000"))?;
+        let id = node.start(
+            &pod,
+            with_security(
+                shell("plain", "sleep 10000"),
+                LinuxContainerSecurityContext::default(),
+            ),
+        )?;
         let plain = effective(&id)?;
         assert_ne!(plain & chown, 0);
         assert_eq!(plain & sys_admin, 0);

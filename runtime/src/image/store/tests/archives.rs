@@ -74,7 +74,9 @@ async fn an_exported_image_is_imported_with_its_id_name_and_disk() {
     assert!(contents(&first) == contents(&second), "the disks differ");
 
     // What was imported makes the same archive.
-    let export = second.export(std::slice::from_ref(&image.id)).expect("an export");
+    let export = second
+        .export(std::slice::from_ref(&image.id))
+        .expect("an export");
     let mut again = Vec::new();
     export.write(&mut again).expect("an archive");
     assert!(again == fs::read(&archive).expect("an archive"));

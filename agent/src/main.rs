@@ -30,7 +30,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: isopod-agent serve --agent SOCKET --streams SOCKET --state-dir DIR \
-                     --disks DIR [--cgroup PATH]
+                     --disks DIR [--volumes DIR] [--cgroup PATH]
        isopod-agent version";
 
 fn main() -> ExitCode {

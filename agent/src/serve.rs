@@ -19,7 +19,7 @@ use ttrpc::asynchronous::transport::Listener as RpcListener;
 
 use crate::process::Reaper;
 use crate::service::{AgentService, Served, Surroundings};
-use crate::storage::{Disks, Folder};
+use crate::storage::{Disks, Folder, Volumes};
 use crate::stream::{self, Listener};
 
 /// Parent of containers' cgroups when the command line names none.
@@ -76,7 +76,8 @@ pub(crate) fn run(args: &[OsString]) -> ExitCode {
 }
 
 fn parse(args: &[OsString]) -> Result<Options, ServeError> {
-    let (mut agent, mut streams, mut state_dir, mut disks) = (None, None, None, None);
+    let (mut agent, mut streams, mut state_dir) = (None, None, None);
+    let (mut disks, mut volumes) = (None, None);
     let mut cgroup = PathBuf::from(DEFAULT_CGROUP);
     let mut args = args.iter();
     while let Some(name) = args.next() {
@@ -88,6 +89,7 @@ fn parse(args: &[OsString]) -> Result<Options, ServeError> {
             "--streams" => streams = Some(value),
             "--state-dir" => state_dir = Some(value),
             "--disks" => disks = Some(value),
+            "--volumes" => volumes = Some(value),
             "--cgroup" => cgroup = value,
             _ => return Err(ServeError::Arguments(format!("unknown option {name}"))),
         }
@@ -95,10 +97,12 @@ fn parse(args: &[OsString]) -> Result<Options, ServeError> {
     let need = |value: Option<PathBuf>, name: &str| {
         value.ok_or_else(|| ServeError::Arguments(format!("{name} is missing")))
     };
-    let disks = Disks::Folder(Folder::new(need(disks, "--disks")?));
+    let disks = need(disks, "--disks")?;
+    let volumes = Volumes::Folder(volumes.unwrap_or_else(|| disks.clone()));
     let surroundings = Surroundings {
         state_dir: need(state_dir, "--state-dir")?,
-        disks,
+        disks: Disks::Folder(Folder::new(disks)),
+        volumes,
         cgroup,
         before_set_up: || {},
         after_set_up: || {},

@@ -27,12 +27,12 @@ use isopod_proto::agent;
 pub(crate) use cgroup::{Cgroup, CgroupError, MOUNT as CGROUP_MOUNT};
 pub(crate) use devices::DevicesError;
 pub(crate) use id::{ContainerId, ExecId, IdError, Serial};
-pub(crate) use spec::{ContainerSpec, PidNamespace, Place, SpecError, check_strings};
+pub(crate) use spec::{ContainerSpec, PidNamespace, Place, Source, SpecError, check_strings};
 pub(crate) use user::{Identity, UserError, resolve};
 
 use crate::helper::Outcome;
 use crate::process::Process;
-use crate::storage::Rootfs;
+use crate::storage::{Image, Rootfs};
 
 /// Most containers of a sandbox, those that exited included.
 const CONTAINERS_MAX: usize = 1024;
@@ -101,6 +101,8 @@ pub(crate) struct Container {
     created: OnceLock<Created>,
     started: AtomicBool,
     rootfs: Mutex<Option<Rootfs>>,
+    /// Images beside that of the root, each with a disk of its own.
+    images: Mutex<Vec<Image>>,
     /// None while an exec is being started.
     execs: Mutex<HashMap<ExecId, Option<Arc<Process>>>>,
 }
@@ -118,6 +120,7 @@ impl Container {
             created: OnceLock::new(),
             started: AtomicBool::new(false),
             rootfs: Mutex::new(None),
+            images: Mutex::default(),
             execs: Mutex::default(),
         }
     }
@@ -147,6 +150,20 @@ impl Container {
     /// Hands the root file system over, to take it down.
     pub(crate) fn take_rootfs(&self) -> Option<Rootfs> {
         lock(&self.rootfs).take()
+    }
+
+    /// Hands the other images over, to take them down.
+    pub(crate) fn take_images(&self) -> Vec<Image> {
+        std::mem::take(&mut lock(&self.images))
+    }
+
+    fn uses_disk(&self, serial: &Serial) -> bool {
+        let root = lock(&self.rootfs);
+        root.as_ref()
+            .is_some_and(|root| root.disk.serial == *serial)
+            || lock(&self.images)
+                .iter()
+                .any(|image| image.disk.serial == *serial)
     }
 
     /// Where it is in its life.
@@ -294,17 +311,29 @@ impl Containers {
     /// Keeps a container's root file system, to take it down when it is deleted. False when another
     /// container has the disk.
     pub(crate) fn set_rootfs(&self, container: &Container, rootfs: Rootfs) -> bool {
-        let uses = |other: &Arc<Container>| {
-            other.id != container.id
-                && lock(&other.rootfs)
-                    .as_ref()
-                    .is_some_and(|it| it.disk.serial == rootfs.disk.serial)
-        };
-        if lock(&self.by_id).values().any(uses) {
+        if self.has_disk(container, &rootfs.disk.serial) {
             return false;
         }
         *lock(&container.rootfs) = Some(rootfs);
         true
+    }
+
+    /// Keeps an image of a container, to take it down when the container is deleted. False when
+    /// another container, or its own root, has the disk.
+    pub(crate) fn add_image(&self, container: &Container, image: Image) -> bool {
+        let serial = &image.disk.serial;
+        if container.uses_disk(serial) || self.has_disk(container, serial) {
+            return false;
+        }
+        lock(&container.images).push(image);
+        true
+    }
+
+    /// Whether a container other than this one has the disk.
+    fn has_disk(&self, container: &Container, serial: &Serial) -> bool {
+        let mut others = lock(&self.by_id).clone();
+        others.remove(container.id.as_str());
+        others.values().any(|other| other.uses_disk(serial))
     }
 
     /// Forgets a container.

@@ -3,7 +3,7 @@
 //! The caller describes the container; where it lies in this guest is the agent's to say: the root
 //! file system, the cgroup, the pid namespace to join, the files that the sandbox shares.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{
     Capabilities, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxDeviceCgroup, LinuxNamespace,
@@ -11,7 +11,7 @@ use oci_spec::runtime::{
     RootBuilder, Spec, UserBuilder,
 };
 
-use super::Identity;
+use super::{IdError, Identity, Serial};
 
 /// Longest spec, in bytes of JSON.
 const SPEC_MAX: usize = 2 * 1024 * 1024;
@@ -37,6 +37,18 @@ pub(crate) enum SpecError {
     /// Not of this form.
     #[error("the spec's version {0:?} is not 1.x")]
     Version(String),
+    /// A mount of something that has no such name.
+    #[error("the spec's mount at {destination}")]
+    Mount {
+        /// Where.
+        destination: PathBuf,
+        /// Why not.
+        #[source]
+        source: IdError,
+    },
+    /// A mount of an image's part that is no path in it.
+    #[error("the spec's mount at {0} has no source in the form `serial/path`, without `..`")]
+    Part(PathBuf),
     /// Something that does not fit together.
     #[error("the spec's {0}")]
     Builder(&'static str),
@@ -64,6 +76,24 @@ pub(crate) struct Place {
     pub(crate) pid_namespace: PidNamespace,
     /// Files of the sandbox, and where containers see them.
     pub(crate) shared_files: Vec<(PathBuf, &'static str)>,
+    /// What the mounts are of that the caller names ([`ContainerSpec::sources`]), in their order.
+    pub(crate) sources: Vec<PathBuf>,
+}
+
+/// What a mount is of, in the caller's words (`agent.proto`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A folder or a file of the host.
+    Volume(Serial),
+    /// A part of an image, on a disk of its own.
+    Image {
+        /// The disk.
+        serial: Serial,
+        /// Which part, from the image's root on.
+        part: PathBuf,
+    },
+    /// A folder of the container's own root file system, which stays writable.
+    Own(PathBuf),
 }
 
 /// A checked spec.
@@ -99,6 +129,17 @@ impl ContainerSpec {
             return Err(SpecError::Missing("command"));
         }
         Ok(Self { spec })
+    }
+
+    /// What the mounts are of that the caller names, in their order.
+    ///
+    /// # Errors
+    ///
+    /// [`SpecError::Mount`] and [`SpecError::Part`].
+    pub(crate) fn sources(&self) -> Result<Vec<Source>, SpecError> {
+        let mounts = self.spec.mounts().as_deref().unwrap_or_default();
+        let sources = mounts.iter().filter_map(|mount| source(mount).transpose());
+        sources.collect()
     }
 
     /// Puts the container in its place and gives its process an identity.
@@ -137,6 +178,16 @@ impl ContainerSpec {
         spec.set_linux(Some(linux));
 
         let mut mounts = spec.mounts().clone().unwrap_or_default();
+        let mut sources = place.sources.iter();
+        for mount in &mut mounts {
+            if source(mount)?.is_some() {
+                let path = sources
+                    .next()
+                    .ok_or(SpecError::Missing("source of a mount"))?;
+                mount.set_typ(Some("bind".to_owned()));
+                mount.set_source(Some(path.clone()));
+            }
+        }
         for (source, destination) in &place.shared_files {
             let destination = Path::new(destination);
             if !mounts
@@ -251,6 +302,40 @@ fn settle_process(process: &mut Process, identity: &Identity) -> Result<(), Spec
     Ok(())
 }
 
+/// What a mount is of, if the caller names it.
+fn source(mount: &Mount) -> Result<Option<Source>, SpecError> {
+    let destination = || mount.destination().clone();
+    let named = |name: &Path| {
+        let name = name.to_string_lossy().into_owned();
+        Serial::new(name).map_err(|source| SpecError::Mount {
+            destination: destination(),
+            source,
+        })
+    };
+    let given = mount.source().clone().unwrap_or_default();
+    Ok(match mount.typ().as_deref() {
+        Some("volume") => Some(Source::Volume(named(&given)?)),
+        Some("image") => {
+            let mut parts = given.components();
+            let serial = match parts.next() {
+                Some(Component::Normal(serial)) => named(Path::new(serial))?,
+                _ => return Err(SpecError::Part(destination())),
+            };
+            let part = parts.as_path();
+            if !part
+                .components()
+                .all(|part| matches!(part, Component::Normal(_)))
+            {
+                return Err(SpecError::Part(destination()));
+            }
+            let part = Path::new("/").join(part);
+            Some(Source::Image { serial, part })
+        }
+        Some("own") => Some(Source::Own(destination())),
+        _ => None,
+    })
+}
+
 fn join(typ: LinuxNamespaceType, path: &Path) -> Result<LinuxNamespace, SpecError> {
     LinuxNamespaceBuilder::default()
         .typ(typ)
@@ -290,6 +375,7 @@ mod tests {
             cgroup: "/isopod/c1".into(),
             pid_namespace,
             shared_files: vec![("/run/resolv.conf".into(), "/etc/resolv.conf")],
+            sources: vec!["/run/volumes/v1".into(), "/run/images/i1/etc".into()],
         };
         let identity = Identity {
             uid: 33,
@@ -383,6 +469,46 @@ mod tests {
         assert_eq!(pid.len(), 1);
         assert_eq!(pid[0].path(), &Some(path));
         assert!(!container.has_own_pid_namespace());
+    }
+
+    #[test]
+    fn mounts_of_volumes_and_images_are_bound_from_where_they_are() {
+        let mounts = r#","mounts":[
+            {"destination":"/a","type":"volume","source":"v1","options":["rbind","ro"]},
+            {"destination":"/proc","type":"proc","source":"proc"},
+            {"destination":"/b","type":"image","source":"i1/etc"}]"#;
+        let json = json("", mounts);
+        let sources = ContainerSpec::parse(json.as_bytes()).unwrap().sources();
+        let serial = |name: &str| Serial::new(name.to_owned()).unwrap();
+        let image = Source::Image {
+            serial: serial("i1"),
+            part: "/etc".into(),
+        };
+        assert_eq!(sources.unwrap(), [Source::Volume(serial("v1")), image]);
+        let container = settled(&json, PidNamespace::Own);
+        let mounts = container.spec().mounts().clone().unwrap();
+        let source = |index: usize| mounts[index].source().clone().unwrap();
+        assert_eq!(source(0), Path::new("/run/volumes/v1"));
+        assert_eq!(mounts[0].typ().as_deref(), Some("bind"));
+        assert_eq!(source(1), Path::new("proc"));
+        assert_eq!(source(2), Path::new("/run/images/i1/etc"));
+    }
+
+    #[test]
+    fn a_mount_of_something_without_a_name_is_refused() {
+        for (kind, name) in [
+            ("volume", ""),
+            ("volume", "../etc"),
+            ("volume", "a/b"),
+            ("image", "/etc"),
+            ("image", "i1/../.."),
+            ("image", ".."),
+        ] {
+            let mounts =
+                format!(r#","mounts":[{{"destination":"/a","type":"{kind}","source":"{name}"}}]"#);
+            let spec = ContainerSpec::parse(json("", &mounts).as_bytes()).unwrap();
+            assert!(spec.sources().is_err(), "{kind} {name:?}");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ mod processors;
 mod settings;
 
 use std::convert::Infallible;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use isopod_proto::{AGENT_PORT, STREAM_PORT};
@@ -28,7 +28,7 @@ use ttrpc::asynchronous::transport::Listener as RpcListener;
 
 use crate::serve::{ServeError, serve};
 use crate::service::Surroundings;
-use crate::storage::{Bus, Disks};
+use crate::storage::{Bus, Disks, Volumes};
 use crate::stream::Listener;
 
 /// Everything that the agent writes, in the initramfs's memory; only the scratch disk is large.
@@ -65,6 +65,7 @@ fn serve_vsock() -> Result<(), ServeError> {
         let surroundings = Surroundings {
             state_dir: PathBuf::from(STATE_DIR),
             disks: Disks::Bus(Bus),
+            volumes: Volumes::device(Path::new(STATE_DIR).join("volumes")),
             cgroup: PathBuf::from(CGROUP),
             before_set_up: settings::apply,
             after_set_up: processors::bring_up,

@@ -11,11 +11,11 @@ use super::error::AgentError;
 use super::{AgentService, write};
 use crate::container::{
     Cgroup, Container, ContainerId, ContainerSpec, Created, Identity, PidNamespace, Place, Serial,
-    resolve,
+    Source, resolve,
 };
 use crate::helper::{Console, CreateRequest, HelperError, Outcome, Request, launch};
 use crate::process::{Follow, Process, Stdio};
-use crate::storage::{Rootfs, StorageError};
+use crate::storage::{Image, Rootfs, StorageError};
 
 impl AgentService {
     /// Everything or nothing: what was made is taken down again when a later step fails.
@@ -61,12 +61,14 @@ impl AgentService {
             let looked_up = tokio::task::spawn_blocking(move || resolve(&rootfs, &user)).await;
             looked_up.map_err(|_panic| AgentError::GivenUp)??
         };
+        let sources = self.open_sources(container, &spec, &rootfs).await?;
         let place = Place {
             rootfs: rootfs.path().to_owned(),
             read_only: request.rootfs.read_only,
             cgroup: self.cgroup_path(&container.id),
             pid_namespace: self.pid_namespace(request).await?,
             shared_files: self.shared_files(),
+            sources,
         };
         spec.settle(&place, &identity)?;
         let bundle = self.container_folder(&container.id);
@@ -114,6 +116,35 @@ impl AgentService {
         }
         rootfs.mount().await?;
         Ok(rootfs)
+    }
+
+    /// Where everything is that the spec's mounts name.
+    async fn open_sources(
+        &self,
+        container: &Container,
+        spec: &ContainerSpec,
+        rootfs: &Rootfs,
+    ) -> Result<Vec<PathBuf>, AgentError> {
+        let mut paths = Vec::new();
+        for source in spec.sources()? {
+            paths.push(match source {
+                Source::Volume(name) => self.surroundings.volumes.find(&name).await?,
+                Source::Image { serial, part } => {
+                    let disk = self.surroundings.disks.find(&serial).await?;
+                    let image = Image::new(disk, &self.container_folder(&container.id));
+                    if !self.containers.add_image(container, image.clone()) {
+                        return Err(StorageError::InUse { serial }.into());
+                    }
+                    image.mount(part).await?
+                }
+                Source::Own(path) => {
+                    let rootfs = rootfs.clone();
+                    let found = tokio::task::spawn_blocking(move || rootfs.folder_at(&path)).await;
+                    found.map_err(|_panic| AgentError::GivenUp)??
+                }
+            });
+        }
+        Ok(paths)
     }
 
     async fn pid_namespace(

@@ -170,7 +170,8 @@ fn lookup_code(error: &LookupError) -> Code {
 
 fn storage_code(error: &StorageError) -> Code {
     match error {
-        StorageError::NotFound { .. } => Code::NOT_FOUND,
+        StorageError::NotFound { .. } | StorageError::NoVolume { .. } => Code::NOT_FOUND,
+        StorageError::InImage { .. } => Code::INVALID_ARGUMENT,
         StorageError::InUse { .. } | StorageError::NoScratch => Code::FAILED_PRECONDITION,
         StorageError::Io { .. } | StorageError::Mount { .. } | StorageError::Unmount { .. } => {
             Code::INTERNAL

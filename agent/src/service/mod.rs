@@ -53,7 +53,7 @@ pub(crate) use error::chain;
 use crate::container::{ContainerId, Containers};
 use crate::helper::RuntimeRequest;
 use crate::process::Reaper;
-use crate::storage::{Disks, Scratch};
+use crate::storage::{Disks, Scratch, Volumes};
 
 /// Where the agent runs, and all that it knows about it.
 #[derive(Debug)]
@@ -62,6 +62,8 @@ pub(crate) struct Surroundings {
     pub(crate) state_dir: PathBuf,
     /// Where disks come from.
     pub(crate) disks: Disks,
+    /// Where volumes come from.
+    pub(crate) volumes: Volumes,
     /// Parent of the containers' cgroups, absolute in the hierarchy.
     pub(crate) cgroup: PathBuf,
     /// What is to be done before the sandbox is set up, and what it asks for can override.

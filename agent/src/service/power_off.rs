@@ -40,6 +40,9 @@ impl AgentService {
                 );
             }
         }
+        if let Err(error) = self.surroundings.volumes.close().await {
+            tracing::warn!(error = super::chain(&error), "the volumes stay mounted");
+        }
         if let Some(scratch) = self.scratch.lock().await.take()
             && let Err(error) = scratch.close().await
         {

@@ -52,11 +52,7 @@ impl Bus {
         }
         let path = Path::new(BLOCK_DEVICES);
         let uevents = listen().map_err(StorageError::io("listening for devices in", path))?;
-        blocking(|| {
-            let path = Path::new(RESCAN);
-            fs::write(path, "1").map_err(StorageError::io("searching the bus through", path))
-        })
-        .await?;
+        blocking(rescan).await?;
         tokio::time::timeout(TIMEOUT, appears(serial, &uevents))
             .await
             .map_err(|_elapsed| StorageError::NotFound {
@@ -93,6 +89,16 @@ impl Bus {
         })
         .await
     }
+}
+
+/// Has the kernel look for what was added to the bus. Blocking.
+///
+/// # Errors
+///
+/// When there is no PCI bus.
+pub(super) fn rescan() -> Result<(), StorageError> {
+    let path = Path::new(RESCAN);
+    fs::write(path, "1").map_err(StorageError::io("searching the bus through", path))
 }
 
 async fn appears(serial: &Serial, uevents: &AsyncFd<OwnedFd>) -> io::Result<Disk> {

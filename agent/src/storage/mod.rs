@@ -14,22 +14,28 @@
 //!  <state>/containers/<id>/lower     EROFS, read-only
 //!  <state>/scratch/<id>/upper, work  what the container writes
 //!  <state>/containers/<id>/rootfs    overlay of both
+//!  <state>/containers/<id>/<serial>  another image that the container sees
+//!  <state>/volumes/<name>            a folder or file of the host ([`volumes`])
 //! ```
 //!
 //! Mounts and removals can take long, and run on the runtime's blocking threads.
 
 mod bus;
 mod folder;
+mod image;
 mod rootfs;
 mod scratch;
+mod volumes;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 pub(crate) use bus::Bus;
 pub(crate) use folder::Folder;
+pub(crate) use image::Image;
 pub(crate) use rootfs::Rootfs;
 pub(crate) use scratch::Scratch;
+pub(crate) use volumes::Volumes;
 
 use crate::container::Serial;
 
@@ -78,6 +84,24 @@ pub(crate) enum StorageError {
         /// Why.
         #[source]
         source: nix::Error,
+    },
+    /// The host has given no such volume.
+    #[error("volume {path}")]
+    NoVolume {
+        /// Where it should be.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A path in an image or a root file system.
+    #[error("{path} in the image")]
+    InImage {
+        /// Which.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
     },
     /// The sandbox was not set up, so there is nowhere to write.
     #[error("the sandbox has no scratch disk yet")]

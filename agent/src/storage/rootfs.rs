@@ -2,11 +2,14 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::Mode;
 
 use super::{Disk, Disks, Scratch, StorageError, blocking};
 
@@ -84,20 +87,34 @@ impl Rootfs {
     }
 
     fn mount_disk(&self) -> Result<&PathBuf, StorageError> {
-        let node = Some(&self.disk.node);
-        mount(
-            node,
-            &self.lower,
-            Some("erofs"),
-            MsFlags::MS_RDONLY,
-            None::<&str>,
-        )
-        .map_err(|source| StorageError::Mount {
-            what: "the image's disk",
-            path: self.lower.clone(),
-            source,
-        })?;
+        mount_image(&self.disk, &self.lower)?;
         Ok(&self.lower)
+    }
+
+    /// The real path of `path` in the root file system, where the container's processes would find
+    /// it; a folder is made if there is nothing. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// When it leads nowhere.
+    pub(crate) fn folder_at(&self, path: &Path) -> Result<PathBuf, StorageError> {
+        match resolve_in(&self.root, path) {
+            Err(StorageError::InImage { source, .. })
+                if source.kind() == io::ErrorKind::NotFound => {}
+            found => return found,
+        }
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Ok(self.root.clone());
+        };
+        let folder = self.folder_at(parent)?.join(name);
+        match fs::create_dir(&folder) {
+            Ok(()) => Ok(folder),
+            // A link that leads nowhere: there is no folder behind it to make.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                resolve_in(&self.root, path)
+            }
+            Err(error) => Err(StorageError::io("making", &folder)(error)),
+        }
     }
 
     /// Unmounts everything, deletes what was written, and lets go of the disk. Idempotent.
@@ -138,6 +155,37 @@ impl Rootfs {
     }
 }
 
+/// Mounts the EROFS file system on a disk, read-only.
+pub(super) fn mount_image(disk: &Disk, path: &Path) -> Result<(), StorageError> {
+    mount(
+        Some(&disk.node),
+        path,
+        Some("erofs"),
+        MsFlags::MS_RDONLY,
+        None::<&str>,
+    )
+    .map_err(|source| StorageError::Mount {
+        what: "the image's disk",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Where `path` leads in the tree at `root`, links followed as a process that has this root would.
+pub(super) fn resolve_in(root: &Path, path: &Path) -> Result<PathBuf, StorageError> {
+    let failed = |source: Errno| StorageError::InImage {
+        path: path.to_owned(),
+        source: source.into(),
+    };
+    let folder = open(root, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed)?;
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let found = openat2(&folder, path, how).map_err(failed)?;
+    let link = format!("/proc/self/fd/{}", found.as_raw_fd());
+    fs::read_link(&link).map_err(StorageError::io("reading", Path::new(&link)))
+}
+
 /// The top folder of an overlay is the upper layer's, whatever the image says of its root.
 fn like(model: &Path, folder: &Path) -> io::Result<()> {
     let metadata = fs::metadata(model)?;
@@ -145,7 +193,7 @@ fn like(model: &Path, folder: &Path) -> io::Result<()> {
     fs::set_permissions(folder, metadata.permissions())
 }
 
-fn unmount(path: &Path) -> Result<(), StorageError> {
+pub(super) fn unmount(path: &Path) -> Result<(), StorageError> {
     match umount2(path, MntFlags::UMOUNT_NOFOLLOW) {
         // Not a mount point, or not there.
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),

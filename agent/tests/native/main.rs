@@ -12,3 +12,4 @@ mod namespaces;
 mod refusals;
 mod security;
 mod streams;
+mod volumes;

@@ -6,9 +6,11 @@ use std::path::{Component, Path, PathBuf};
 use isopod_proto::cri;
 use serde::{Deserialize, Serialize};
 
+use super::mount::Mount;
 use super::signal::Signal;
 use crate::field::FieldError;
 use crate::image::Image;
+use crate::sandbox::Volume;
 
 /// What is kept of a container's configuration. Its environment and command are not: they may hold
 /// secrets, and nobody asks for them again.
@@ -42,6 +44,9 @@ pub(crate) struct ContainerConfig {
     pub(crate) stop_signal: Signal,
     /// Its limits.
     pub(crate) resources: Resources,
+    /// What it sees of the host and of other images.
+    #[serde(default)]
+    pub(crate) mounts: Vec<Mount>,
 }
 
 /// Limits of a container, as they were asked for (CRI `LinuxContainerResources`).
@@ -59,12 +64,16 @@ pub(crate) struct Resources {
 }
 
 impl ContainerConfig {
-    /// Checks a request's configuration.
+    /// Checks a request's configuration; its mounts were [resolved](super::mount::resolve).
     ///
     /// # Errors
     ///
     /// [`FieldError`] names the first field that is wrong or cannot be honoured.
-    pub(crate) fn check(config: &cri::ContainerConfig, image: &Image) -> Result<Self, FieldError> {
+    pub(crate) fn check(
+        config: &cri::ContainerConfig,
+        image: &Image,
+        mounts: Vec<Mount>,
+    ) -> Result<Self, FieldError> {
         let metadata = config
             .metadata
             .as_ref()
@@ -93,7 +102,21 @@ impl ContainerConfig {
             stdin_once: config.stdin_once,
             stop_signal: stop_signal(config, image),
             resources: resources.map(Resources::of).unwrap_or_default(),
+            mounts,
         })
+    }
+}
+
+impl ContainerConfig {
+    /// What it needs of the host.
+    pub(crate) fn volumes(&self) -> Vec<Volume> {
+        self.mounts.iter().filter_map(Mount::volume).collect()
+    }
+
+    /// Serial numbers of the disks beside that of its root.
+    pub(crate) fn disks(&self) -> impl Iterator<Item = &str> {
+        let disks = self.mounts.iter().filter_map(Mount::disk);
+        disks.map(|(serial, _)| serial)
     }
 }
 
@@ -133,7 +156,6 @@ impl Resources {
 /// and means nothing in a guest of its own (SELinux labels on a node without SELinux, AppArmor's
 /// default profile, hugepage limits of 0) passes.
 fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), FieldError> {
-    FieldError::refuse_if(!config.mounts.is_empty(), "config.mounts")?;
     FieldError::refuse_if(!config.devices.is_empty(), "config.devices")?;
     FieldError::refuse_if(!config.cdi_devices.is_empty(), "config.CDI_devices")?;
     FieldError::refuse_if(config.windows.is_some(), "config.windows")?;
@@ -233,7 +255,7 @@ pub(crate) mod tests {
     fn refused(change: impl FnOnce(&mut cri::ContainerConfig)) -> String {
         let mut config = request();
         change(&mut config);
-        ContainerConfig::check(&config, &image("{}"))
+        ContainerConfig::check(&config, &image("{}"), Vec::new())
             .unwrap_err()
             .field
     }
@@ -241,10 +263,6 @@ pub(crate) mod tests {
     #[test]
     fn what_cannot_be_honoured_is_refused_by_name() {
         assert_eq!(refused(|config| config.metadata = None), "config.metadata");
-        assert_eq!(
-            refused(|config| config.mounts = vec![cri::Mount::default()]),
-            "config.mounts"
-        );
         assert_eq!(
             refused(|config| config.devices = vec![cri::Device::default()]),
             "config.devices"
@@ -260,7 +278,7 @@ pub(crate) mod tests {
     #[test]
     fn stop_signal_is_the_callers_then_the_images_then_term() {
         let signal = |config: &cri::ContainerConfig, image: &Image| {
-            ContainerConfig::check(config, image)
+            ContainerConfig::check(config, image, Vec::new())
                 .unwrap()
                 .stop_signal
                 .number()

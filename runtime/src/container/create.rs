@@ -12,7 +12,9 @@ use tracing::Instrument;
 use super::config::ContainerConfig;
 use super::record::{ContainerPhase, ContainerUser};
 use super::spec::{PidMode, Plan};
-use super::{Container, ContainerError, ContainerState, Containers, Removed, full_name, log};
+use super::{
+    Container, ContainerError, ContainerState, Containers, Removed, full_name, log, mount,
+};
 use crate::clock;
 use crate::id::ContainerId;
 use crate::image::{Image, ImageDisk};
@@ -43,7 +45,7 @@ impl Containers {
         cancel: &CancellationToken,
     ) -> Result<ContainerId, ContainerError> {
         let admission = sandbox.admit().await?;
-        let order = self.order(sandbox, request)?;
+        let order = self.order(sandbox, request).await?;
         let id = order.id.clone();
         tracing::Span::current().record("container_id", id.as_str());
         let name = self
@@ -70,7 +72,7 @@ impl Containers {
     }
 
     /// Checks everything that can be checked before anything is made.
-    fn order(
+    async fn order(
         &self,
         sandbox: &Sandbox,
         request: &cri::ContainerConfig,
@@ -84,19 +86,37 @@ impl Containers {
             .images
             .find(wanted)
             .ok_or_else(|| ContainerError::NoImage(wanted.to_owned()))?;
-        let config = ContainerConfig::check(request, &image)?;
-        let plan = Plan::new(request, &image, &sandbox.config)?;
+        let id = ContainerId::random().map_err(ContainerError::io("reading", "/dev/urandom"))?;
+        let mounts = self.resolve_mounts(&request.mounts, &id).await?;
+        let config = ContainerConfig::check(request, &image, mounts)?;
+        let plan = Plan::new(request, &image, &sandbox.config, &config.mounts)?;
         let target = match &plan.pids {
             PidMode::Pod | PidMode::Container => None,
             PidMode::Target(id) => Some(self.target(sandbox, id)?),
         };
-        let id = ContainerId::random().map_err(ContainerError::io("reading", "/dev/urandom"))?;
         Ok(Order {
             id,
             config,
             plan,
             target,
         })
+    }
+
+    async fn resolve_mounts(
+        &self,
+        asked: &[cri::Mount],
+        id: &ContainerId,
+    ) -> Result<Vec<mount::Mount>, ContainerError> {
+        if asked.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (images, asked, id) = (self.images.clone(), asked.to_vec(), id.clone());
+        let resolved =
+            tokio::task::spawn_blocking(move || mount::resolve(&asked, &id, &images)).await;
+        let resolved = resolved.map_err(|error| {
+            ContainerError::io("resolving", "the container's mounts")(std::io::Error::other(error))
+        })?;
+        Ok(resolved?)
     }
 
     fn target(&self, sandbox: &Sandbox, id: &str) -> Result<ContainerId, ContainerError> {
@@ -142,34 +162,65 @@ impl Containers {
             records.forget_container(&sandbox_id, &id).await
         });
         self.save(&container, ContainerPhase::Creating).await?;
-        self.add_disk(&container, vm, undo).await?;
+        acquire_volumes(&container, vm, undo).await?;
+        let image_id = container.config.image_id.clone();
+        self.add_disk(container.serial(), image_id, vm, undo)
+            .await?;
+        for mount in &container.config.mounts {
+            if let Some((serial, image_id)) = mount.disk() {
+                self.add_disk(serial, image_id.to_owned(), vm, undo).await?;
+            }
+        }
         container.user = create_in_guest(&container, vm, plan, target, undo).await?;
         open_log(&container, vm, undo).await?;
         self.save(&container, ContainerPhase::Created).await?;
         Ok(Arc::new(container))
     }
 
-    /// Puts the image's disk on the guest's bus.
+    /// Puts an image's disk on the guest's bus.
     #[tracing::instrument(level = "debug", skip_all)]
     async fn add_disk(
         &self,
-        container: &Container,
+        serial: &str,
+        image_id: String,
         vm: &Arc<Vm>,
         undo: &mut Undo,
     ) -> Result<(), ContainerError> {
-        let (images, image_id) = (self.images.clone(), container.config.image_id.clone());
+        let images = self.images.clone();
         let opened = tokio::task::spawn_blocking(move || images.disk(&image_id)).await;
         let opened = opened.map_err(|error| {
             ContainerError::io("opening", "the image's disk")(std::io::Error::other(error))
         })?;
-        let (disk, files) = describe(container.serial(), opened?);
+        let (disk, files) = describe(serial, opened?);
         vm.send(files).await?;
-        let (at, serial) = (Arc::clone(vm), container.serial().to_owned());
+        let (at, serial) = (Arc::clone(vm), serial.to_owned());
         undo.push("remove the disk", move || async move {
             at.remove_disk(&serial).await
         });
         Ok(vm.add_disk(disk).await?)
     }
+}
+
+/// Lets the guest find what the container mounts of the host.
+async fn acquire_volumes(
+    container: &Container,
+    vm: &Arc<Vm>,
+    undo: &mut Undo,
+) -> Result<(), ContainerError> {
+    let volumes = container.config.volumes();
+    if volumes.is_empty() {
+        return Ok(());
+    }
+    let (sandbox, at, id) = (
+        Arc::clone(&container.sandbox),
+        Arc::clone(vm),
+        container.id.clone(),
+    );
+    undo.push("release the volumes", move || async move {
+        sandbox.volumes.release(&at, id.as_str()).await
+    });
+    let user = container.id.as_str();
+    Ok(container.sandbox.volumes.acquire(vm, user, volumes).await?)
 }
 
 /// The disk for the VMM, and the files that it is made of, each under its name.

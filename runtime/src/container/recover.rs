@@ -21,13 +21,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::record::{ContainerPhase, ContainerRecord};
 use super::{
-    Container, ContainerError, ContainerExit, ContainerState, Containers, Removed, full_name,
-    serial,
+    Container, ContainerConfig, ContainerError, ContainerExit, ContainerState, Containers, Removed,
+    full_name, serial,
 };
 use crate::chain::chain;
 use crate::id::ContainerId;
 use crate::sandbox::{Sandbox, SandboxState};
-use crate::vm::{EndReason, Vm, VmEnd};
+use crate::vm::{EndReason, Vm, VmEnd, VmError};
 
 /// How long the guest may take to list its containers before the daemon goes on without.
 const LIST_LIMIT: Duration = Duration::from_secs(5);
@@ -72,10 +72,16 @@ impl Containers {
                 }
             }
         }
+        if let Some(vm) = &vm
+            && let Err(error) = sandbox.volumes.remove_unused(vm).await
+        {
+            let error = chain(&error);
+            tracing::warn!(sandbox_id = %sandbox.id, error, "could not remove unused volumes");
+        }
         if let (Some(vm), Some(guest)) = (&vm, &guest) {
             for id in guest.keys().filter(|id| !kept.contains(*id)) {
                 tracing::warn!(container_id = %id, "removing a container without a record");
-                remove_from_guest(vm, id).await;
+                remove_from_guest(vm, id, None).await;
             }
         }
         Ok(())
@@ -94,7 +100,7 @@ impl Containers {
             ContainerPhase::Creating | ContainerPhase::Removing => {
                 tracing::info!(container_id = %record.id, "removing a half-made container");
                 if let Some(vm) = vm {
-                    remove_from_guest(vm, &record.id).await;
+                    remove_from_guest(vm, &record.id, Some(&record.config)).await;
                 }
                 self.records
                     .forget_container(&sandbox.id, &record.id)
@@ -117,6 +123,8 @@ impl Containers {
                 ContainerState::Exited(ContainerExit::of_machine(at_ns, &machine_end(sandbox)))
             }
         };
+        let volumes = record.config.volumes();
+        sandbox.volumes.adopt(record.id.as_str(), volumes).await;
         let name = self
             .names
             .reserve(full_name(&sandbox.id, &record.config), record.id.as_str())?;
@@ -157,11 +165,15 @@ async fn list(vm: &Vm, sandbox: &Sandbox) -> Option<BTreeMap<ContainerId, bool>>
 }
 
 /// As far as it goes: what stays behind goes with the sandbox.
-async fn remove_from_guest(vm: &Vm, id: &ContainerId) {
+async fn remove_from_guest(vm: &Vm, id: &ContainerId, config: Option<&ContainerConfig>) {
     let removed = async {
         vm.delete_container(id).await?;
         vm.close_log(id).await?;
-        vm.remove_disk(serial(id)).await
+        vm.remove_disk(serial(id)).await?;
+        for serial in config.into_iter().flat_map(ContainerConfig::disks) {
+            vm.remove_disk(serial).await?;
+        }
+        Ok::<_, VmError>(())
     };
     if let Err(error) = removed.await {
         let error = chain(&error);

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::Cri;
 use super::error::CriError;
-use crate::container::{Container, ContainerExit, ContainerState};
+use crate::container::{Container, ContainerExit, ContainerState, Mount};
 
 pub(super) fn container_status(
     cri: &Cri,
@@ -56,6 +56,7 @@ pub(super) fn status(container: &Container) -> cri::ContainerStatus {
         image_id: config.image_id.clone(),
         labels: config.labels.clone().into_iter().collect(),
         annotations: config.annotations.clone().into_iter().collect(),
+        mounts: config.mounts.iter().map(Mount::to_cri).collect(),
         log_path: container
             .log_file()
             .unwrap_or_default()

@@ -27,6 +27,7 @@ mod scratch;
 mod size;
 mod stop;
 mod undo;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,6 +42,7 @@ pub(crate) use self::record::{SandboxPhase, SandboxRecord};
 pub(crate) use self::scratch::ScratchError;
 use self::scratch::ScratchTemplate;
 pub(crate) use self::undo::Undo;
+pub(crate) use self::volumes::{Propagation, Volume, Volumes};
 use crate::config::{Config, VmConfig};
 use crate::id::SandboxId;
 use crate::record::Records;
@@ -75,6 +77,8 @@ pub(crate) struct Sandbox {
     pub(crate) handler: String,
     /// When, in nanoseconds since the epoch.
     pub(crate) created_at_ns: i64,
+    /// What of the host its guest can find.
+    pub(crate) volumes: Volumes,
     vm: Option<Arc<Vm>>,
     state: watch::Sender<SandboxState>,
     stopping: AtomicBool,

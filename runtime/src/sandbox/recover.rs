@@ -17,7 +17,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::{
-    Sandbox, SandboxError, SandboxPhase, SandboxRecord, SandboxState, Sandboxes, remove_dir,
+    Sandbox, SandboxError, SandboxPhase, SandboxRecord, SandboxState, Sandboxes, Volumes,
+    remove_dir,
 };
 use crate::chain::chain;
 use crate::id::SandboxId;
@@ -175,6 +176,7 @@ fn sandbox(
         config: record.config,
         handler: record.handler,
         created_at_ns: record.created_at_ns,
+        volumes: Volumes::default(),
         vm,
         state: watch::Sender::new(state),
         stopping: false.into(),

@@ -15,7 +15,7 @@ use tracing::Instrument;
 
 use super::{
     PodConfig, SCRATCH_SERIAL, Sandbox, SandboxError, SandboxPhase, SandboxRecord, SandboxState,
-    Sandboxes, Undo, create_private_dir, remove_dir,
+    Sandboxes, Undo, Volumes, create_private_dir, remove_dir,
 };
 use crate::clock;
 use crate::id::SandboxId;
@@ -95,6 +95,7 @@ impl Sandboxes {
             config: record.config,
             handler: record.handler,
             created_at_ns: record.created_at_ns,
+            volumes: Volumes::default(),
             vm: Some(vm),
             state: watch::Sender::new(SandboxState::Ready),
             stopping: false.into(),

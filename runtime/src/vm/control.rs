@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use isopod_proto::vmm::{
-    AddDiskRequest, CloseLogRequest, Disk, OpenLogRequest, RemoveDiskRequest, ReopenLogRequest,
-    ShutDownRequest, StartRequest, StatusRequest, StatusResponse, WaitLogRequest,
+    AddDiskRequest, AddVolumeRequest, CloseLogRequest, Disk, OpenLogRequest, RemoveDiskRequest,
+    RemoveVolumeRequest, ReopenLogRequest, ShutDownRequest, StartRequest, StatusRequest,
+    StatusResponse, WaitLogRequest,
 };
 use isopod_proto::vmm_ttrpc::MachineClient;
 use ttrpc::context::Context;
@@ -85,6 +86,39 @@ impl Control {
         let answer = client.remove_disk(Context::default(), &request);
         self.link
             .call("RemoveDisk", Some(LIMIT), answer)
+            .await
+            .map(drop)
+    }
+
+    pub(super) async fn add_volume(
+        &self,
+        name: &str,
+        descriptor: &str,
+        read_only: bool,
+    ) -> Result<(), VmError> {
+        let client = self.client().await?;
+        let request = AddVolumeRequest {
+            name: name.to_owned(),
+            descriptor: descriptor.to_owned(),
+            read_only,
+            ..Default::default()
+        };
+        let answer = client.add_volume(Context::default(), &request);
+        self.link
+            .call("AddVolume", Some(LIMIT), answer)
+            .await
+            .map(drop)
+    }
+
+    pub(super) async fn remove_volume(&self, name: &str) -> Result<(), VmError> {
+        let client = self.client().await?;
+        let request = RemoveVolumeRequest {
+            name: name.to_owned(),
+            ..Default::default()
+        };
+        let answer = client.remove_volume(Context::default(), &request);
+        self.link
+            .call("RemoveVolume", Some(LIMIT), answer)
             .await
             .map(drop)
     }

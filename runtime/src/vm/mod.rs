@@ -217,6 +217,30 @@ impl Vm {
         self.control.remove_disk(serial).await
     }
 
+    /// Lets the guest find what was sent as `descriptor` among its volumes. One that is there stays
+    /// what it is, and becomes writable if that is asked for.
+    ///
+    /// # Errors
+    ///
+    /// When the VMM does not take it.
+    pub(crate) async fn add_volume(
+        &self,
+        name: &str,
+        descriptor: &str,
+        read_only: bool,
+    ) -> Result<(), VmError> {
+        self.control.add_volume(name, descriptor, read_only).await
+    }
+
+    /// Takes a volume from the guest. Idempotent.
+    ///
+    /// # Errors
+    ///
+    /// When the VMM does not answer.
+    pub(crate) async fn remove_volume(&self, name: &str) -> Result<(), VmError> {
+        self.control.remove_volume(name).await
+    }
+
     /// Lets the VMM write a container's output to the file that was sent as `descriptor`; empty
     /// throws the output away.
     ///

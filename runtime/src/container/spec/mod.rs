@@ -19,6 +19,7 @@ use isopod_proto::agent::User;
 use isopod_proto::cri;
 use serde_json::json;
 
+use super::mount::Mount;
 use crate::field::FieldError;
 use crate::image::Image;
 use crate::sandbox::PodConfig;
@@ -62,6 +63,7 @@ impl Plan {
         config: &cri::ContainerConfig,
         image: &Image,
         pod: &PodConfig,
+        mounts: &[Mount],
     ) -> Result<Self, FieldError> {
         let linux = config.linux.clone().unwrap_or_default();
         let security = linux.security_context.unwrap_or_default();
@@ -75,11 +77,16 @@ impl Plan {
         let pids = pid_mode(&namespaces)?;
         let own_ipc = own_ipc(&namespaces)?;
         let resources = linux.resources.unwrap_or_default();
+        // What the image declares as volumes is writable whatever the root is.
+        let writable = match security.readonly_rootfs {
+            true => image_volumes(image),
+            false => Vec::new(),
+        };
         let spec = json!({
             "ociVersion": OCI_VERSION,
             "process": process::process(config, image, pod, &security, &resources)?,
             "root": { "path": "rootfs", "readonly": security.readonly_rootfs },
-            "mounts": mounts::mounts(security.privileged, own_ipc),
+            "mounts": mounts::mounts(security.privileged, own_ipc, mounts, &writable),
             "linux": linux::linux(&security, &resources, own_ipc, pids == PidMode::Container)?,
         });
         let spec = spec.to_string().into_bytes();
@@ -94,6 +101,14 @@ impl Plan {
             pids,
         })
     }
+}
+
+/// Where the image says that its data is.
+fn image_volumes(image: &Image) -> Vec<String> {
+    let config = image.config.config().as_ref();
+    config
+        .and_then(|config| config.volumes().clone())
+        .unwrap_or_default()
 }
 
 fn pid_mode(options: &cri::NamespaceOption) -> Result<PidMode, FieldError> {

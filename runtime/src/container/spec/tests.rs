@@ -1,6 +1,8 @@
 use super::*;
 use crate::config::VmConfig;
 use crate::container::config::tests::{image, request};
+use crate::container::mount::Source;
+use crate::sandbox::Propagation;
 use serde_json::Value;
 
 fn pod() -> PodConfig {
@@ -16,7 +18,7 @@ fn pod() -> PodConfig {
 }
 
 fn plan(config: &cri::ContainerConfig, of_image: &str) -> Result<(Plan, Value), FieldError> {
-    let plan = Plan::new(config, &image(of_image), &pod())?;
+    let plan = Plan::new(config, &image(of_image), &pod(), &[])?;
     let spec = serde_json::from_slice(&plan.spec).unwrap();
     Ok((plan, spec))
 }
@@ -72,7 +74,7 @@ fn every_spec_is_one_that_the_guest_reads() {
             readonly_rootfs: true,
             ..Default::default()
         });
-        let plan = Plan::new(&config, &image("{}"), &pod).unwrap();
+        let plan = Plan::new(&config, &image("{}"), &pod, &[]).unwrap();
         let spec: oci_spec::runtime::Spec = serde_json::from_slice(&plan.spec).unwrap();
         assert_eq!(
             spec.linux().as_ref().unwrap().seccomp().is_none(),
@@ -220,4 +222,80 @@ fn limits_reach_the_spec_and_wrong_ones_are_refused() {
     assert!(field(|r| r.cpuset_cpus = "0;1".into()).ends_with("cpuset_cpus"));
     assert!(field(|r| r.oom_score_adj = 1001).ends_with("oom_score_adj"));
     assert!(field(|r| r.memory_limit_in_bytes = -1).ends_with("memory_limit_in_bytes"));
+}
+
+fn host_mount(container_path: &str, volume: &str, read_only: bool) -> Mount {
+    Mount {
+        container_path: container_path.into(),
+        source: Source::Host {
+            path: "/asked".into(),
+            real: "/real".into(),
+            volume: volume.into(),
+        },
+        read_only,
+        recursive_read_only: false,
+        propagation: Propagation::Private,
+        options: vec!["noexec".into()],
+    }
+}
+
+fn mounts_of(security: cri::LinuxContainerSecurityContext, asked: &[Mount]) -> Vec<Value> {
+    let of_image = r#"{"Volumes":{"/var/lib/data":{},"../escape":{},"/":{}}}"#;
+    let plan = Plan::new(&with_security(security), &image(of_image), &pod(), asked).unwrap();
+    let spec: Value = serde_json::from_slice(&plan.spec).unwrap();
+    spec["mounts"].as_array().unwrap().clone()
+}
+
+#[test]
+fn a_mount_comes_before_those_below_it_and_replaces_the_usual_one() {
+    let asked = [
+        host_mount("/data/deep/er", "v2", false),
+        host_mount("/data", "v1", true),
+        host_mount("/dev/shm", "v3", false),
+    ];
+    let mounts = mounts_of(cri::LinuxContainerSecurityContext::default(), &asked);
+    let at = |path: &str| {
+        let found = mounts.iter().enumerate();
+        let found: Vec<_> = found.filter(|(_, it)| it["destination"] == path).collect();
+        assert_eq!(found.len(), 1, "{path}");
+        found[0]
+    };
+    assert!(at("/data").0 < at("/data/deep/er").0);
+    let options = json!(["rbind", "rprivate", "ro", "noexec"]);
+    assert_eq!(at("/data").1["options"], options);
+    assert_eq!(at("/data").1["type"], "volume");
+    assert_eq!(at("/dev/shm").1["source"], "v3");
+    assert!(at("/dev").0 < at("/dev/shm").0);
+    let own = mounts.iter().any(|mount| mount["type"] == "own");
+    assert!(!own, "all of the root is writable");
+}
+
+#[test]
+fn a_brought_dev_comes_without_the_usual_things_in_it() {
+    let mounts = mounts_of(
+        cri::LinuxContainerSecurityContext::default(),
+        &[host_mount("/dev", "v1", false)],
+    );
+    let below = mounts.iter().filter(|mount| {
+        let destination = mount["destination"].as_str().unwrap();
+        destination.starts_with("/dev")
+    });
+    assert_eq!(below.count(), 1);
+}
+
+#[test]
+fn an_images_volumes_stay_writable_below_a_read_only_root() {
+    let mounts = mounts_of(
+        cri::LinuxContainerSecurityContext {
+            readonly_rootfs: true,
+            ..Default::default()
+        },
+        &[],
+    );
+    let own: Vec<_> = mounts
+        .iter()
+        .filter(|mount| mount["type"] == "own")
+        .collect();
+    assert_eq!(own.len(), 1, "what leads out of the root is left out");
+    assert_eq!(own[0]["destination"], "/var/lib/data");
 }

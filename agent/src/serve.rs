@@ -105,6 +105,8 @@ fn parse(args: &[OsString]) -> Result<Options, ServeError> {
         volumes,
         cgroup,
         before_set_up: || {},
+        // A host's are its own.
+        set_processors: |_| 0,
         after_set_up: || {},
     };
     Ok(Options {

@@ -11,8 +11,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use libcgroups::common::{CgroupManager, ControllerOpt};
+use libcgroups::v2::manager::{Manager, V2ManagerError};
 use nix::unistd::Pid;
-use oci_spec::runtime::LinuxDeviceCgroup;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::io::pread;
 use tokio::io::Interest;
 
@@ -47,6 +49,9 @@ pub(crate) enum CgroupError {
         #[source]
         source: io::Error,
     },
+    /// A limit that the kernel does not take.
+    #[error("changing limits: {0}")]
+    Limit(String),
     /// Its processes do not die.
     #[error("cgroup {0} still has processes after they were killed")]
     Populated(PathBuf),
@@ -74,6 +79,42 @@ impl Cgroup {
     /// [`DevicesError`].
     pub(crate) fn restrict_devices(&self, rules: &[LinuxDeviceCgroup]) -> Result<(), DevicesError> {
         devices::restrict(&self.path, rules)
+    }
+
+    /// Changes the limits that `resources` names.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Limit`] when the kernel does not take one of them; those before it hold.
+    pub(crate) fn limit(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        let failed = |error: V2ManagerError| CgroupError::Limit(error.to_string());
+        let relative = self.path.strip_prefix(MOUNT).unwrap_or(&self.path);
+        let manager = Manager::new(MOUNT.into(), relative.to_owned()).map_err(failed)?;
+        let options = ControllerOpt {
+            resources,
+            disable_oom_killer: false,
+            oom_score_adj: None,
+            freezer_state: None,
+        };
+        manager.apply(&options).map_err(failed)
+    }
+
+    /// Changes how readily the out-of-memory killer takes each process that is in the group now
+    /// (`proc(5)`, `oom_score_adj`).
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the value.
+    pub(crate) fn set_oom_score_adj(&self, value: i32) -> Result<(), CgroupError> {
+        for pid in self.pids()? {
+            let path = PathBuf::from(format!("/proc/{pid}/oom_score_adj"));
+            match fs::write(&path, value.to_string()) {
+                // It has ended.
+                Err(source) if source.raw_os_error() == Some(libc::ESRCH) || gone(&source) => {}
+                result => result.map_err(|source| CgroupError::Io { path, source })?,
+            }
+        }
+        Ok(())
     }
 
     /// Makes the group `name` below this one.
@@ -112,28 +153,27 @@ impl Cgroup {
         if signal == Signal::KILL {
             return self.kill();
         }
-        for group in self.tree()? {
-            let procs = group.join("cgroup.procs");
-            let text = match fs::read_to_string(&procs) {
-                Ok(text) => text,
-                Err(source) if gone(&source) => continue,
-                Err(source) => {
-                    return Err(CgroupError::Io {
-                        path: procs,
-                        source,
-                    });
-                }
-            };
-            for pid in text
-                .lines()
-                .filter_map(|line| line.parse().ok())
-                .filter(|pid| *pid > 0)
-            {
-                // A process that ended since the file was read had nothing left to do.
-                let _ = signal.send(Pid::from_raw(pid));
-            }
+        for pid in self.pids()? {
+            // A process that ended since the file was read had nothing left to do.
+            let _ = signal.send(Pid::from_raw(pid));
         }
         Ok(())
+    }
+
+    /// The processes in the group and below.
+    fn pids(&self) -> Result<Vec<i32>, CgroupError> {
+        let mut pids = Vec::new();
+        for group in self.tree()? {
+            let path = group.join("cgroup.procs");
+            let text = match fs::read_to_string(&path) {
+                Ok(text) => text,
+                Err(source) if gone(&source) => continue,
+                Err(source) => return Err(CgroupError::Io { path, source }),
+            };
+            let listed = text.lines().filter_map(|line| line.parse::<i32>().ok());
+            pids.extend(listed.filter(|pid| *pid > 0));
+        }
+        Ok(pids)
     }
 
     /// Whether the kernel's out-of-memory killer ended a process in the group or below. False where

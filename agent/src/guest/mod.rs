@@ -68,6 +68,7 @@ fn serve_vsock() -> Result<(), ServeError> {
             volumes: Volumes::device(Path::new(STATE_DIR).join("volumes")),
             cgroup: PathBuf::from(CGROUP),
             before_set_up: settings::apply,
+            set_processors: processors::set_up,
             after_set_up: processors::bring_up,
         };
         serve(rpc, streams, surroundings).await

@@ -49,7 +49,8 @@ const MOUNTS: [Mount; 8] = [
         kind: "tmpfs",
         path: "/dev/shm",
         flags: NO_EXEC,
-        options: "mode=1777",
+        // As large as container runtimes make it. Pages count for whoever writes them.
+        options: "mode=1777,size=64m",
     },
     Mount {
         kind: "mqueue",

@@ -134,6 +134,7 @@ impl AgentError {
             | Self::Spec(_)
             | Self::User(_)
             | Self::Signal(_)
+            | Self::Cgroup(CgroupError::Limit(_))
             | Self::Devices(DevicesError::Rule(_)) => Code::INVALID_ARGUMENT,
             Self::Lookup(error) => lookup_code(error),
             Self::Storage(error) => storage_code(error),
@@ -150,7 +151,7 @@ impl AgentError {
             | Self::Console(_)
             | Self::Pipe(_)
             | Self::Io(_)
-            | Self::Cgroup(_)
+            | Self::Cgroup(CgroupError::Io { .. } | CgroupError::Populated(_))
             | Self::Devices(DevicesError::Bpf { .. })
             | Self::File { .. } => Code::INTERNAL,
             Self::GivenUp => Code::UNAVAILABLE,

@@ -22,9 +22,11 @@ mod exec_process;
 mod hello;
 mod list_containers;
 mod power_off;
+mod set_processors;
 mod set_up_sandbox;
 mod signal_process;
 mod start_container;
+mod update_container;
 mod wait_process;
 
 use std::future::Future;
@@ -37,9 +39,10 @@ use isopod_proto::agent::{
     CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest,
     DeleteContainerResponse, DeleteProcessRequest, DeleteProcessResponse, ExecProcessRequest,
     ExecProcessResponse, HelloRequest, HelloResponse, ListContainersRequest,
-    ListContainersResponse, PowerOffRequest, PowerOffResponse, SetUpSandboxRequest,
-    SetUpSandboxResponse, SignalProcessRequest, SignalProcessResponse, StartContainerRequest,
-    StartContainerResponse, WaitProcessRequest, WaitProcessResponse,
+    ListContainersResponse, PowerOffRequest, PowerOffResponse, SetProcessorsRequest,
+    SetProcessorsResponse, SetUpSandboxRequest, SetUpSandboxResponse, SignalProcessRequest,
+    SignalProcessResponse, StartContainerRequest, StartContainerResponse, UpdateContainerRequest,
+    UpdateContainerResponse, WaitProcessRequest, WaitProcessResponse,
 };
 use isopod_proto::agent_ttrpc::Agent;
 use nix::unistd::Pid;
@@ -68,6 +71,8 @@ pub(crate) struct Surroundings {
     pub(crate) cgroup: PathBuf,
     /// What is to be done before the sandbox is set up, and what it asks for can override.
     pub(crate) before_set_up: fn(),
+    /// Brings up so many processors, or takes others down; answers how many are up. May block.
+    pub(crate) set_processors: fn(u32) -> u32,
     /// What is to be done once there is a sandbox. May block.
     pub(crate) after_set_up: fn(),
 }
@@ -192,6 +197,24 @@ impl Agent for Served {
     ) -> ttrpc::Result<ExecProcessResponse> {
         let service = Arc::clone(&self.0);
         AgentService::finish(async move { service.exec_process(request).await }).await
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> ttrpc::Result<UpdateContainerResponse> {
+        let service = Arc::clone(&self.0);
+        AgentService::finish(async move { service.update_container(request).await }).await
+    }
+
+    async fn set_processors(
+        &self,
+        _: &TtrpcContext,
+        request: SetProcessorsRequest,
+    ) -> ttrpc::Result<SetProcessorsResponse> {
+        let service = Arc::clone(&self.0);
+        AgentService::finish(async move { service.set_processors(request).await }).await
     }
 
     async fn signal_process(

@@ -135,6 +135,28 @@ impl Resources {
         }
     }
 
+    /// These with the changes of `update`: what it does not name stays as it is.
+    pub(super) fn updated(&self, update: &cri::LinuxContainerResources) -> Self {
+        let number = |new: i64, old: i64| if new == 0 { old } else { new };
+        let text = |new: &String, old: &String| if new.is_empty() { old } else { new }.clone();
+        let mut unified = self.unified.clone();
+        unified.extend(update.unified.clone());
+        Self {
+            cpu_period: number(update.cpu_period, self.cpu_period),
+            cpu_quota: number(update.cpu_quota, self.cpu_quota),
+            cpu_shares: number(update.cpu_shares, self.cpu_shares),
+            memory_limit_in_bytes: number(update.memory_limit_in_bytes, self.memory_limit_in_bytes),
+            memory_swap_limit_in_bytes: number(
+                update.memory_swap_limit_in_bytes,
+                self.memory_swap_limit_in_bytes,
+            ),
+            oom_score_adj: number(update.oom_score_adj, self.oom_score_adj),
+            cpuset_cpus: text(&update.cpuset_cpus, &self.cpuset_cpus),
+            cpuset_mems: text(&update.cpuset_mems, &self.cpuset_mems),
+            unified,
+        }
+    }
+
     /// As the CRI's status shows them.
     pub(crate) fn to_cri(&self) -> cri::LinuxContainerResources {
         cri::LinuxContainerResources {
@@ -162,16 +184,15 @@ fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), FieldError> {
     let Some(linux) = &config.linux else {
         return Ok(());
     };
-    if let Some(resources) = &linux.resources {
-        let hugepages = resources
-            .hugepage_limits
-            .iter()
-            .any(|limit| limit.limit > 0);
-        FieldError::refuse_if(hugepages, "config.linux.resources.hugepage_limits")?;
-    }
     let Some(security) = &linux.security_context else {
         return Ok(());
     };
+    let users = security.namespace_options.as_ref();
+    let users = users.and_then(|options| options.userns_options.as_ref());
+    FieldError::refuse_if(
+        users.is_some_and(|users| users.mode() == cri::NamespaceMode::Pod),
+        "config.linux.security_context.namespace_options.userns_options",
+    )?;
     let apparmor = security.apparmor.as_ref().is_some_and(|profile| {
         profile.profile_type() == cri::security_profile::ProfileType::Localhost
     });

@@ -147,6 +147,7 @@ impl Containers {
         } = order;
         let mut container = Container {
             id,
+            resources: std::sync::Mutex::new(config.resources.clone()),
             config,
             sandbox: Arc::clone(sandbox),
             created_at_ns: clock::now_ns(),

@@ -35,13 +35,14 @@ mod spec;
 mod start;
 mod state;
 mod stop;
+mod update;
 mod watch;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::config::ContainerConfig;
+pub(crate) use self::config::{ContainerConfig, Resources};
 pub(crate) use self::error::ContainerError;
 pub(crate) use self::exec::ExecRequest;
 pub(crate) use self::mount::Mount;
@@ -80,6 +81,8 @@ pub(crate) struct Container {
     pub(crate) created_at_ns: i64,
     /// Who its process runs as.
     pub(crate) user: ContainerUser,
+    /// Its limits as they are now.
+    resources: Mutex<Resources>,
     state: tokio::sync::watch::Sender<ContainerState>,
     verbs: tokio::sync::Mutex<Removed>,
     removed: CancellationToken,
@@ -147,6 +150,17 @@ impl Container {
     /// Where it is in its life.
     pub(crate) fn state(&self) -> ContainerState {
         self.state.borrow().clone()
+    }
+
+    /// Its limits as they are now.
+    pub(crate) fn resources(&self) -> Resources {
+        let held = self.resources.lock();
+        held.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_resources(&self, resources: Resources) {
+        let held = self.resources.lock();
+        *held.unwrap_or_else(PoisonError::into_inner) = resources;
     }
 
     /// Serial number of its root disk.

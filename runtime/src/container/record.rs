@@ -57,7 +57,10 @@ impl Container {
         ContainerRecord {
             id: self.id.clone(),
             phase,
-            config: self.config.clone(),
+            config: ContainerConfig {
+                resources: self.resources(),
+                ..self.config.clone()
+            },
             created_at_ns: self.created_at_ns,
             user: self.user.clone(),
         }

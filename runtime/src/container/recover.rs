@@ -131,6 +131,7 @@ impl Containers {
         let changed = ContainerPhase::from(&state) != record.phase;
         let container = Arc::new(Container {
             id: record.id,
+            resources: std::sync::Mutex::new(record.config.resources.clone()),
             config: record.config,
             sandbox: Arc::clone(sandbox),
             created_at_ns: record.created_at_ns,

@@ -63,7 +63,7 @@ pub(super) fn status(container: &Container) -> cri::ContainerStatus {
             .to_string_lossy()
             .into_owned(),
         resources: Some(cri::ContainerResources {
-            linux: Some(config.resources.to_cri()),
+            linux: Some(container.resources().to_cri()),
             windows: None,
         }),
         user: Some(cri::ContainerUser {

@@ -35,6 +35,8 @@ mod start_container;
 mod status;
 mod stop_container;
 mod stop_pod_sandbox;
+mod update_container_resources;
+mod update_pod_sandbox_resources;
 mod version;
 
 use std::sync::Arc;

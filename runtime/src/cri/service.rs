@@ -12,7 +12,7 @@ use super::{
     Cri, attach, container_status, create_container, exec, exec_sync, list_containers,
     list_pod_sandbox, pod_sandbox_status, remove_container, remove_pod_sandbox,
     reopen_container_log, run_pod_sandbox, runtime_config, start_container, status, stop_container,
-    stop_pod_sandbox, version,
+    stop_pod_sandbox, update_container_resources, update_pod_sandbox_resources, version,
 };
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -194,9 +194,15 @@ impl RuntimeService for Cri {
 
     async fn update_container_resources(
         &self,
-        _: Request<UpdateContainerResourcesRequest>,
+        request: Request<UpdateContainerResourcesRequest>,
     ) -> Answer<UpdateContainerResourcesResponse> {
-        missing("the limits of a container cannot be changed yet")
+        let request = request.into_inner();
+        let cri = self.clone();
+        run(
+            info_span!("UpdateContainerResources", container_id = %request.container_id),
+            async move { update_container_resources::update_container_resources(&cri, request).await },
+        )
+        .await
     }
 
     async fn reopen_container_log(
@@ -372,8 +378,16 @@ impl RuntimeService for Cri {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<UpdatePodSandboxResourcesRequest>,
+        request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Answer<UpdatePodSandboxResourcesResponse> {
-        missing("the resources of a pod cannot be changed yet")
+        let request = request.into_inner();
+        let cri = self.clone();
+        run(
+            info_span!("UpdatePodSandboxResources", sandbox_id = %request.pod_sandbox_id),
+            async move {
+                update_pod_sandbox_resources::update_pod_sandbox_resources(&cri, request).await
+            },
+        )
+        .await
     }
 }

@@ -22,6 +22,7 @@ mod error;
 mod record;
 mod recover;
 mod remove;
+mod resize;
 mod run;
 mod scratch;
 mod size;

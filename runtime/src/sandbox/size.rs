@@ -37,7 +37,7 @@ impl GuestSize {
 }
 
 /// vCPUs that a CPU limit can keep busy; 0 without a limit.
-fn vcpus(limits: &LinuxContainerResources) -> u32 {
+pub(super) fn vcpus(limits: &LinuxContainerResources) -> u32 {
     if limits.cpu_quota <= 0 || limits.cpu_period <= 0 {
         return 0;
     }
@@ -49,7 +49,7 @@ fn vcpus(limits: &LinuxContainerResources) -> u32 {
 }
 
 /// Memory for a memory limit and the guest itself; 0 without a limit.
-fn memory_mib(limits: &LinuxContainerResources) -> u32 {
+pub(super) fn memory_mib(limits: &LinuxContainerResources) -> u32 {
     if limits.memory_limit_in_bytes <= 0 {
         return 0;
     }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use isopod_proto::agent::{
     ContainerState, CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest,
     DeleteProcessRequest, ExecProcessRequest, HelloRequest, ListContainersRequest, PowerOffRequest,
-    SetUpSandboxRequest, SignalProcessRequest, StartContainerRequest, StreamOpen,
-    WaitProcessRequest,
+    SetProcessorsRequest, SetUpSandboxRequest, SignalProcessRequest, StartContainerRequest,
+    StreamOpen, UpdateContainerRequest, WaitProcessRequest,
 };
 use isopod_proto::agent_ttrpc::AgentClient;
 use isopod_proto::{AGENT_PORT, AGENT_PROTOCOL_VERSION, STREAM_PORT};
@@ -241,6 +241,31 @@ impl Agent {
         let answer = client.delete_process(Context::default(), &request);
         self.link
             .call("DeleteProcess", Some(LIMIT), answer)
+            .await
+            .map(drop)
+    }
+
+    pub(super) async fn update_container(
+        &self,
+        request: &UpdateContainerRequest,
+    ) -> Result<(), VmError> {
+        let client = self.client().await?;
+        let answer = client.update_container(Context::default(), request);
+        self.link
+            .call("UpdateContainer", Some(LIMIT), answer)
+            .await
+            .map(drop)
+    }
+
+    pub(super) async fn set_processors(&self, count: u32) -> Result<(), VmError> {
+        let client = self.client().await?;
+        let request = SetProcessorsRequest {
+            count,
+            ..Default::default()
+        };
+        let answer = client.set_processors(Context::default(), &request);
+        self.link
+            .call("SetProcessors", Some(LIMIT), answer)
             .await
             .map(drop)
     }

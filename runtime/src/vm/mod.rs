@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use isopod_proto::agent::{
     CreateContainerRequest, CreateContainerResponse, ExecProcessRequest, SetUpSandboxRequest,
-    StreamOpen,
+    StreamOpen, UpdateContainerRequest,
 };
 use isopod_proto::vmm::{Disk, StartRequest, StatusResponse};
 use tokio::sync::watch;
@@ -368,6 +368,27 @@ impl Vm {
         exec: &ExecId,
     ) -> Result<(), VmError> {
         self.agent.delete_process(id, exec).await
+    }
+
+    /// Changes a container's limits.
+    ///
+    /// # Errors
+    ///
+    /// When the agent refuses.
+    pub(crate) async fn update_container(
+        &self,
+        request: &UpdateContainerRequest,
+    ) -> Result<(), VmError> {
+        self.agent.update_container(request).await
+    }
+
+    /// Brings processors of the guest up, or takes them down.
+    ///
+    /// # Errors
+    ///
+    /// When the agent does not answer.
+    pub(crate) async fn set_processors(&self, count: u32) -> Result<(), VmError> {
+        self.agent.set_processors(count).await
     }
 
     /// Kills what still runs of a container and removes it from the guest. Idempotent.

@@ -10,4 +10,5 @@ mod machine;
 mod restart;
 mod run;
 mod security;
+mod volumes;
 mod walkthrough;

@@ -33,6 +33,10 @@ const READ_ONLY: [&str; 5] = [
 /// Weight of a cgroup v1 CPU share: the range that the kernel had.
 const CPU_SHARES: std::ops::RangeInclusive<i64> = 2..=262_144;
 
+/// What the kernel takes for a period and a quota (kernel documentation, cgroup-v2, `cpu.max`).
+const CPU_PERIOD_US: std::ops::RangeInclusive<i64> = 1000..=1_000_000;
+const CPU_QUOTA_MIN_US: i64 = 1000;
+
 pub(super) fn linux(
     security: &cri::LinuxContainerSecurityContext,
     resources: &cri::LinuxContainerResources,
@@ -41,7 +45,7 @@ pub(super) fn linux(
 ) -> Result<Value, FieldError> {
     let mut linux = json!({
         "namespaces": namespaces(security.privileged, own_ipc, own_pids),
-        "resources": limits(resources, security.privileged)?,
+        "resources": resources_of(resources, security.privileged)?,
         "rootfsPropagation": "private",
     });
     if !security.privileged {
@@ -82,10 +86,25 @@ fn paths(field: &str, asked: &[String], default: &[&str]) -> Result<Value, Field
     })
 }
 
-/// 0 means no limit, everywhere.
-fn limits(resources: &cri::LinuxContainerResources, privileged: bool) -> Result<Value, FieldError> {
-    let mut limits = Map::new();
+fn resources_of(
+    resources: &cri::LinuxContainerResources,
+    privileged: bool,
+) -> Result<Value, FieldError> {
+    let mut limits = limits(resources)?;
     limits.insert("devices".into(), devices(privileged));
+    Ok(limits.into())
+}
+
+/// Limits for a control group. 0 means that nothing is said about one, everywhere.
+///
+/// # Errors
+///
+/// [`FieldError`] names the first that cannot be honoured.
+pub(crate) fn limits(
+    resources: &cri::LinuxContainerResources,
+) -> Result<Map<String, Value>, FieldError> {
+    let mut limits = Map::new();
+    check_limits(resources)?;
     let mut cpu = Map::new();
     if resources.cpu_shares > 0 {
         let shares = resources
@@ -112,13 +131,6 @@ fn limits(resources: &cri::LinuxContainerResources, privileged: bool) -> Result<
         limits.insert("cpu".into(), cpu.into());
     }
     let memory = resources.memory_limit_in_bytes;
-    if memory < 0 {
-        let reason = "is negative";
-        return Err(FieldError::new(
-            "config.linux.resources.memory_limit_in_bytes",
-            reason,
-        ));
-    }
     if memory > 0 {
         limits.insert("memory".into(), json!({ "limit": memory }));
     }
@@ -129,7 +141,49 @@ fn limits(resources: &cri::LinuxContainerResources, privileged: bool) -> Result<
         }
         limits.insert("unified".into(), json!(resources.unified));
     }
-    Ok(limits.into())
+    Ok(limits)
+}
+
+/// What no control group can be told, or what contradicts itself.
+fn check_limits(resources: &cri::LinuxContainerResources) -> Result<(), FieldError> {
+    let wrong = |name: &str, reason: &str| {
+        let field = format!("config.linux.resources.{name}");
+        Err(FieldError::new(field, reason))
+    };
+    let memory = resources.memory_limit_in_bytes;
+    let swap = resources.memory_swap_limit_in_bytes;
+    if memory < 0 {
+        return wrong("memory_limit_in_bytes", "is negative");
+    }
+    // A guest has no swap, so any limit of it holds. What counts memory and swap together cannot be
+    // less than memory alone.
+    if swap < -1 || (swap > 0 && swap < memory) {
+        return wrong(
+            "memory_swap_limit_in_bytes",
+            "is less than the memory limit",
+        );
+    }
+    if resources.cpu_shares < 0 {
+        return wrong("cpu_shares", "is negative");
+    }
+    let period = resources.cpu_period;
+    if period != 0 && !CPU_PERIOD_US.contains(&period) {
+        return wrong("cpu_period", "is not in 1000 to 1000000 microseconds");
+    }
+    if resources.cpu_quota > 0 && resources.cpu_quota < CPU_QUOTA_MIN_US {
+        return wrong("cpu_quota", "is less than 1000 microseconds");
+    }
+    if resources
+        .hugepage_limits
+        .iter()
+        .any(|limit| limit.limit > 0)
+    {
+        return wrong(
+            "hugepage_limits",
+            "asks for huge pages, which a guest does not have",
+        );
+    }
+    Ok(())
 }
 
 fn check_cpuset(key: &str, list: &str) -> Result<(), FieldError> {

@@ -15,6 +15,9 @@ mod mounts;
 mod process;
 mod seccomp;
 
+pub(crate) use self::linux::limits;
+pub(crate) use self::process::check_oom_score_adj;
+
 use isopod_proto::agent::User;
 use isopod_proto::cri;
 use serde_json::json;

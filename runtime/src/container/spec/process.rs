@@ -29,17 +29,24 @@ pub(super) fn process(
         "noNewPrivileges": security.no_new_privs,
     });
     if resources.oom_score_adj != 0 {
-        let range = -1000..=1000;
-        if !range.contains(&resources.oom_score_adj) {
-            let reason = "is not in -1000 to 1000";
-            return Err(FieldError::new(
-                "config.linux.resources.oom_score_adj",
-                reason,
-            ));
-        }
-        process["oomScoreAdj"] = resources.oom_score_adj.into();
+        process["oomScoreAdj"] = check_oom_score_adj(resources.oom_score_adj)?.into();
     }
     Ok(process)
+}
+
+/// What the out-of-memory killer takes (`proc(5)`).
+///
+/// # Errors
+///
+/// [`FieldError`] for anything else.
+pub(crate) fn check_oom_score_adj(value: i64) -> Result<i32, FieldError> {
+    let in_range = i32::try_from(value).ok();
+    in_range
+        .filter(|value| (-1000..=1000).contains(value))
+        .ok_or_else(|| {
+            let field = "config.linux.resources.oom_score_adj";
+            FieldError::new(field, "is not in -1000 to 1000")
+        })
 }
 
 /// The caller's command and arguments over the image's entry point and command: arguments alone

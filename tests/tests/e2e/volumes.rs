@@ -135,6 +135,101 @@ fn a_config_map_that_is_swapped_is_seen_at_once() -> Result<()> {
     })
 }
 
+/// What is tried in a volume at `/v`, in this order; the script; and what it prints.
+const LIKE_A_LOCAL_FILE_SYSTEM: &[(&str, &str, &str)] = &[
+    (
+        "append",
+        "echo a > /v/log; echo b >> /v/log; cat /v/log",
+        "a\nb",
+    ),
+    (
+        "an open file without a name",
+        "exec 3<>/v/gone; echo kept >&3; rm /v/gone; cat /proc/self/fd/3; ls /v/gone 2>/dev/null || echo no name",
+        "kept\nno name",
+    ),
+    (
+        "rename over",
+        "echo 1 > /v/a; echo 2 > /v/b; mv /v/a /v/b; cat /v/b; ls /v/a 2>/dev/null || echo moved",
+        "1\nmoved",
+    ),
+    (
+        "hard link",
+        "echo x > /v/h1; ln /v/h1 /v/h2; stat -c %h /v/h1; [ /v/h1 -ef /v/h2 ] && echo same",
+        "2\nsame",
+    ),
+    (
+        "symbolic link",
+        "ln -s h1 /v/s; readlink /v/s; cat /v/s",
+        "h1\nx",
+    ),
+    (
+        "directories",
+        "mkdir -p /v/d/e/f; rmdir /v/d 2>/dev/null || echo not empty; rm -r /v/d; ls -d /v/d 2>/dev/null || echo gone",
+        "not empty\ngone",
+    ),
+    (
+        "many files",
+        "mkdir /v/many; for i in $(seq 300); do : > /v/many/$i; done; ls /v/many | wc -l",
+        "300",
+    ),
+    (
+        "truncate",
+        "echo 12345 > /v/t; truncate -s 3 /v/t; cat /v/t; truncate -s 10000 /v/t; stat -c %s /v/t",
+        "12310000",
+    ),
+    ("mode", "chmod 4751 /v/t; stat -c %a /v/t", "4751"),
+    (
+        "writing takes set-user-id away",
+        "chown 1000 /v/t; chmod 4777 /v/t; su -s /bin/sh www-data -c 'echo x >> /v/t'; stat -c %a /v/t",
+        "777",
+    ),
+    (
+        "times",
+        "touch -d '2020-01-02 03:04:05' /v/t; stat -c %Y /v/t",
+        "1577934245",
+    ),
+    (
+        "another user's file",
+        "echo s > /v/private; chmod 600 /v/private; su -s /bin/sh app -c 'cat /v/private' 2>&1 || true",
+        "cat: can't open '/v/private': Permission denied",
+    ),
+    (
+        "a user's own file",
+        "chmod 777 /v; su -s /bin/sh app -c 'touch /v/own'; stat -c %u:%g /v/own",
+        "1000:1000",
+    ),
+    (
+        "a pipe",
+        "mkfifo /v/pipe; (echo through > /v/pipe &); cat /v/pipe",
+        "through",
+    ),
+    (
+        "execution",
+        "cp /bin/busybox /v/run; /v/run echo executed",
+        "executed",
+    ),
+    (
+        "a large file",
+        "dd if=/dev/zero of=/v/large bs=1M count=8 2>/dev/null; sync; md5sum < /v/large; stat -c %s /v/large",
+        "96995b58d4cbf6aaa9041b4f00c7f6ae  -\n8388608",
+    ),
+    (
+        "locks",
+        "flock /v/log sleep 2 & sleep 1; flock -n /v/log echo taken || echo locked; wait; flock -n /v/log echo free",
+        "locked\nfree",
+    ),
+    (
+        "names",
+        "touch '/v/a b' /v/ünï; ls /v/'a b' /v/ünï",
+        "/v/a b\n/v/ünï",
+    ),
+    (
+        "statfs",
+        "df -P /v | tail -n 1 | awk '{ print ($2 > 0) }'",
+        "1",
+    ),
+];
+
 #[test]
 fn a_volume_behaves_like_a_local_file_system() -> Result<()> {
     node::run(Options::kvm(), |node| {
@@ -142,100 +237,8 @@ fn a_volume_behaves_like_a_local_file_system() -> Result<()> {
         let pod = node.busybox_pod("posix")?;
         let mounts = vec![mount(&folder, "/v")];
         let id = node.start(&pod, mounting(shell("main", "exec sleep 10000"), mounts))?;
-        for (what, script, expected) in [
-            (
-                "append",
-                "echo a > /v/log; echo b >> /v/log; cat /v/log",
-                "a\nb",
-            ),
-            (
-                "an open file without a name",
-                "exec 3<>/v/gone; echo kept >&3; rm /v/gone; cat /proc/self/fd/3; ls /v/gone 2>/dev/null || echo no name",
-                "kept\nno name",
-            ),
-            (
-                "rename over",
-                "echo 1 > /v/a; echo 2 > /v/b; mv /v/a /v/b; cat /v/b; ls /v/a 2>/dev/null || echo moved",
-                "1\nmoved",
-            ),
-            (
-                "hard link",
-                "echo x > /v/h1; ln /v/h1 /v/h2; stat -c %h /v/h1; [ /v/h1 -ef /v/h2 ] && echo same",
-                "2\nsame",
-            ),
-            (
-                "symbolic link",
-                "ln -s h1 /v/s; readlink /v/s; cat /v/s",
-                "h1\nx",
-            ),
-            (
-                "directories",
-                "mkdir -p /v/d/e/f; rmdir /v/d 2>/dev/null || echo not empty; rm -r /v/d; ls -d /v/d 2>/dev/null || echo gone",
-                "not empty\ngone",
-            ),
-            (
-                "many files",
-                "mkdir /v/many; for i in $(seq 300); do : > /v/many/$i; done; ls /v/many | wc -l",
-                "300",
-            ),
-            (
-                "truncate",
-                "echo 12345 > /v/t; truncate -s 3 /v/t; cat /v/t; truncate -s 10000 /v/t; stat -c %s /v/t",
-                "12310000",
-            ),
-            ("mode", "chmod 4751 /v/t; stat -c %a /v/t", "4751"),
-            (
-                "writing takes set-user-id away",
-                "chown 1000 /v/t; chmod 4777 /v/t; su -s /bin/sh www-data -c 'echo x >> /v/t'; stat -c %a /v/t",
-                "777",
-            ),
-            (
-                "times",
-                "touch -d '2020-01-02 03:04:05' /v/t; stat -c %Y /v/t",
-                "1577934245",
-            ),
-            (
-                "another user's file",
-                "echo s > /v/private; chmod 600 /v/private; su -s /bin/sh app -c 'cat /v/private' 2>&1 || true",
-                "cat: can't open '/v/private': Permission denied",
-            ),
-            (
-                "a user's own file",
-                "chmod 777 /v; su -s /bin/sh app -c 'touch /v/own'; stat -c %u:%g /v/own",
-                "1000:1000",
-            ),
-            (
-                "a pipe",
-                "mkfifo /v/pipe; (echo through > /v/pipe &); cat /v/pipe",
-                "through",
-            ),
-            (
-                "execution",
-                "cp /bin/busybox /v/run; /v/run echo executed",
-                "executed",
-            ),
-            (
-                "a large file",
-                "dd if=/dev/zero of=/v/large bs=1M count=8 2>/dev/null; sync; md5sum < /v/large; stat -c %s /v/large",
-                "96995b58d4cbf6aaa9041b4f00c7f6ae  -\n8388608",
-            ),
-            (
-                "locks",
-                "flock /v/log sleep 2 & sleep 1; flock -n /v/log echo taken || echo locked; wait; flock -n /v/log echo free",
-                "locked\nfree",
-            ),
-            (
-                "names",
-                "touch '/v/a b' /v/ünï; ls /v/'a b' /v/ünï",
-                "/v/a b\n/v/ünï",
-            ),
-            (
-                "statfs",
-                "df -P /v | tail -n 1 | awk '{ print ($2 > 0) }'",
-                "1",
-            ),
-        ] {
-            assert_eq!(text(node, &id, script).context(what)?, expected, "{what}");
+        for (what, script, expected) in LIKE_A_LOCAL_FILE_SYSTEM {
+            assert_eq!(text(node, &id, script).context(*what)?, *expected, "{what}");
         }
         let owner = fs::metadata(folder.join("own"))?;
         assert_eq!((owner.uid(), owner.gid()), (1000, 1000));

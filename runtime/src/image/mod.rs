@@ -32,6 +32,8 @@
 mod digest;
 mod erofs;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod layer;
 mod layout;
 mod limits;

@@ -9,6 +9,9 @@
 //! agent  -> caller  (Stdout | Stderr)* End
 //! ```
 //!
+//! On a connection to a port, `Stdin` is what goes to it and `Stdout` what comes from it. Each side
+//! ends alone; a [`Kind::Error`] says that the connection broke.
+//!
 //! [`Kind::End`] says that every byte of output was delivered; how the process ended is
 //! `WaitProcess`'s to tell. A connection that closes without it lost its peer. Back-pressure is the
 //! socket's own: who does not read slows the writer down.
@@ -33,7 +36,7 @@ pub enum Kind {
     Open = 0,
     /// The agent accepts; empty.
     Opened = 1,
-    /// The agent refuses; UTF-8 text.
+    /// The agent refuses, or a connection to a port broke; UTF-8 text.
     Error = 2,
     /// Bytes for the process's standard input.
     Stdin = 3,

@@ -1,4 +1,5 @@
 //! Process streams: output to its sinks, input from its senders (framing: [`isopod_proto::stream`]).
+//! Connections to ports, for port-forward, come the same way.
 //!
 //! Each process has one [`Output`] task, which is the only reader of its pipes or terminal, and at
 //! most one [`Input`]. Each connection ([`server`]) has one task that reads its frames; what it is
@@ -25,6 +26,7 @@
 mod copies;
 mod input;
 mod output;
+mod port;
 mod server;
 mod source;
 

@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_vsock::VsockListener;
 
 use super::output::{Connected, PrimaryTaken};
+use super::port::{self, PortError};
 use super::{Sink, frame};
 use crate::container::{Containers, IdError, LookupError};
 use crate::process::Process;
@@ -20,13 +21,17 @@ use crate::process::Process;
 /// Connections that are open at once; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 1024;
 
+/// Connections to ports that are open at once: so many that processes' streams find room.
+const PORTS_MAX: usize = 256;
+
 /// How long a new connection may take to say what it wants.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// After accept(2) failed, for want of descriptors for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-type Reader = Box<dyn AsyncRead + Send + Unpin>;
+/// The read half of a connection.
+pub(super) type Reader = Box<dyn AsyncRead + Send + Unpin>;
 
 /// Where stream connections come from.
 #[derive(Debug)]
@@ -54,7 +59,7 @@ impl Listener {
 
 /// A connection that is refused or ended, the text being for the caller.
 #[derive(Debug, thiserror::Error)]
-enum StreamError {
+pub(super) enum StreamError {
     #[error("the connection failed")]
     Io(#[from] io::Error),
     #[error("not a frame")]
@@ -75,11 +80,18 @@ enum StreamError {
     PrimaryTaken(#[from] PrimaryTaken),
     #[error("the process has no standard input")]
     NoInput,
+    #[error("a port is 1 to 65535")]
+    PortNumber,
+    #[error("{PORTS_MAX} connections to ports are open")]
+    PortsFull,
+    #[error(transparent)]
+    Port(#[from] PortError),
 }
 
 /// Serves connections until the agent ends.
 pub(crate) async fn serve(listener: Listener, containers: Arc<Containers>) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let ports = Arc::new(Semaphore::new(PORTS_MAX));
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
             return;
@@ -92,18 +104,25 @@ pub(crate) async fn serve(listener: Listener, containers: Arc<Containers>) {
                 continue;
             }
         };
-        let containers = Arc::clone(&containers);
+        let (containers, ports) = (Arc::clone(&containers), Arc::clone(&ports));
         tokio::spawn(async move {
-            connection(reader, writer, &containers).await;
+            connection(reader, writer, &containers, &ports).await;
             drop(permit);
         });
     }
 }
 
-async fn connection(reader: Reader, mut writer: Sink, containers: &Containers) {
+async fn connection(reader: Reader, mut writer: Sink, containers: &Containers, ports: &Semaphore) {
     let mut reader = BufReader::new(reader);
-    let (process, open) = match opened(&mut reader, containers).await {
-        Ok(opened) => opened,
+    let open = match opened(&mut reader).await {
+        Ok(open) => open,
+        Err(error) => return refuse(writer, &error).await,
+    };
+    if open.role.enum_value() == Ok(StreamRole::STREAM_ROLE_PORT) {
+        return port(reader, writer, open.port, ports).await;
+    }
+    let process = match process(&open, containers) {
+        Ok(process) => process,
         Err(error) => return refuse(writer, &error).await,
     };
     let claim = match open.role.enum_value() {
@@ -112,7 +131,7 @@ async fn connection(reader: Reader, mut writer: Sink, containers: &Containers) {
             Err(error) => return refuse(writer, &error.into()).await,
         },
         Ok(StreamRole::STREAM_ROLE_ATTACH) => None,
-        Ok(StreamRole::STREAM_ROLE_UNSPECIFIED) | Err(_) => {
+        Ok(StreamRole::STREAM_ROLE_UNSPECIFIED | StreamRole::STREAM_ROLE_PORT) | Err(_) => {
             return refuse(writer, &StreamError::Role).await;
         }
     };
@@ -137,6 +156,32 @@ async fn connection(reader: Reader, mut writer: Sink, containers: &Containers) {
     }
 }
 
+/// Connects to a port, and moves bytes.
+async fn port(mut reader: BufReader<Reader>, mut writer: Sink, number: u32, ports: &Semaphore) {
+    let connected = async {
+        let number = u16::try_from(number).ok().filter(|number| *number > 0);
+        let number = number.ok_or(StreamError::PortNumber)?;
+        let permit = ports
+            .try_acquire()
+            .map_err(|_full| StreamError::PortsFull)?;
+        Ok((port::connect(number).await?, permit))
+    };
+    let (connection, permit) = match connected.await {
+        Ok(connected) => connected,
+        Err(error) => return refuse(writer, &error).await,
+    };
+    if writer.write_all(&frame(Kind::Opened, &[])).await.is_err() {
+        return;
+    }
+    if let Err(error) = port::relay(&mut reader, writer, connection).await {
+        tracing::debug!(
+            error = crate::service::chain(&error),
+            "a connection to a port ended"
+        );
+    }
+    drop(permit);
+}
+
 async fn refuse(mut writer: Sink, error: &StreamError) {
     let text = crate::service::chain(error);
     // A caller that is gone needs no reason.
@@ -144,11 +189,8 @@ async fn refuse(mut writer: Sink, error: &StreamError) {
     let _ = writer.shutdown().await;
 }
 
-/// Reads and checks the first frame.
-async fn opened(
-    reader: &mut BufReader<Reader>,
-    containers: &Containers,
-) -> Result<(Arc<Process>, StreamOpen), StreamError> {
+/// Reads the first frame.
+async fn opened(reader: &mut BufReader<Reader>) -> Result<StreamOpen, StreamError> {
     let mut payload = Vec::new();
     let kind = tokio::time::timeout(OPEN_TIMEOUT, read(reader, &mut payload))
         .await
@@ -156,12 +198,16 @@ async fn opened(
     if kind != Some(Kind::Open) {
         return Err(StreamError::NotOpen);
     }
-    let open = StreamOpen::parse_from_bytes(&payload)?;
+    Ok(StreamOpen::parse_from_bytes(&payload)?)
+}
+
+/// The process whose streams are asked for.
+fn process(open: &StreamOpen, containers: &Containers) -> Result<Arc<Process>, StreamError> {
     let process = containers.process(&open.container_id, &open.exec_id)?;
     if open.stdin && process.input.is_none() {
         return Err(StreamError::NoInput);
     }
-    Ok((process, open))
+    Ok(process)
 }
 
 /// Reads what the caller sends until it closes.
@@ -195,7 +241,7 @@ fn resize(process: &Process, payload: &[u8]) {
 }
 
 /// Reads one frame; none when the caller has closed.
-async fn read(
+pub(super) async fn read(
     reader: &mut BufReader<Reader>,
     payload: &mut Vec<u8>,
 ) -> Result<Option<Kind>, StreamError> {

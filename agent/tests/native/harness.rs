@@ -135,7 +135,7 @@ impl Agent {
                 "sh",
                 "-c",
             ])
-            .arg("mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec \"$0\" \"$@\"")
+            .arg("mount -t cgroup2 cgroup2 /sys/fs/cgroup && ip link set lo up && exec \"$0\" \"$@\"")
             .arg(env!("CARGO_BIN_EXE_isopod-agent"))
             .args([
                 "serve",
@@ -280,8 +280,6 @@ impl Agent {
         role: StreamRole,
         stdin: bool,
     ) -> Result<Stream, String> {
-        let path = self.folder.path().join("streams.sock");
-        let mut stream = Stream(UnixStream::connect(path).await.unwrap());
         let open = StreamOpen {
             container_id: id.to_owned(),
             exec_id: exec_id.to_owned(),
@@ -289,6 +287,12 @@ impl Agent {
             stdin,
             ..Default::default()
         };
+        self.try_open_with(&open).await
+    }
+
+    pub(crate) async fn try_open_with(&self, open: &StreamOpen) -> Result<Stream, String> {
+        let path = self.folder.path().join("streams.sock");
+        let mut stream = Stream(UnixStream::connect(path).await.unwrap());
         stream
             .send(Kind::Open, &open.write_to_bytes().unwrap())
             .await;

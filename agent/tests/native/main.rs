@@ -9,6 +9,7 @@ mod exec;
 mod harness;
 mod lifecycle;
 mod namespaces;
+mod ports;
 mod refusals;
 mod security;
 mod streams;

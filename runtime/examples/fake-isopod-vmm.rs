@@ -643,6 +643,9 @@ async fn connection(
     let (mut reader, mut writer) = stream.into_split();
     let (_open, payload) = receive(&mut reader).await?;
     let open = StreamOpen::parse_from_bytes(&payload)?;
+    if open.role == StreamRole::STREAM_ROLE_PORT.into() {
+        return forward(reader, writer, open.port).await;
+    }
     let process = fake.process(&open.container_id, &open.exec_id).ok();
     let output = process
         .as_ref()
@@ -659,6 +662,46 @@ async fn connection(
     send(&mut writer, Kind::End, b"").await?;
     input.abort();
     Ok(())
+}
+
+/// A connection to a port of this machine.
+async fn forward(
+    mut reader: OwnedReadHalf,
+    mut writer: OwnedWriteHalf,
+    port: u32,
+) -> std::io::Result<()> {
+    let connected = tokio::net::TcpStream::connect(format!("127.0.0.1:{port}")).await;
+    let connection = match connected {
+        Ok(connection) => connection,
+        Err(error) => {
+            return send(&mut writer, Kind::Error, error.to_string().as_bytes()).await;
+        }
+    };
+    send(&mut writer, Kind::Opened, b"").await?;
+    let (mut from_port, to_port) = connection.into_split();
+    let input = async {
+        let mut to_port = Some(to_port);
+        loop {
+            match (receive(&mut reader).await?, &mut to_port) {
+                ((Kind::Stdin, bytes), Some(open)) => {
+                    let _gone = open.write_all(&bytes).await;
+                }
+                _ => to_port = None,
+            }
+        }
+    };
+    let output = async {
+        let mut buffer = vec![0; 4096];
+        while let Ok(count @ 1..) = from_port.read(&mut buffer).await {
+            send(&mut writer, Kind::Stdout, &buffer[..count]).await?;
+        }
+        send(&mut writer, Kind::End, b"").await?;
+        std::future::pending().await
+    };
+    tokio::select! {
+        result = input => result,
+        result = output => result,
+    }
 }
 
 async fn receive(stream: &mut OwnedReadHalf) -> std::io::Result<(Kind, Vec<u8>)> {

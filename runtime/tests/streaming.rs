@@ -4,8 +4,10 @@ mod fake;
 
 use std::fs::File;
 use std::io::{Read, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -163,13 +165,13 @@ fn terminal_has_the_size_of_the_clients_and_follows_it() -> Result<()> {
 
 /// What appears on a terminal.
 struct Screen {
-    shown: std::sync::Arc<std::sync::Mutex<String>>,
+    shown: Arc<Mutex<String>>,
 }
 
 impl Screen {
     fn new(main: OwnedFd) -> Result<Self> {
-        let shown = std::sync::Arc::default();
-        let seen: std::sync::Arc<std::sync::Mutex<String>> = std::sync::Arc::clone(&shown);
+        let shown = Arc::default();
+        let seen: Arc<Mutex<String>> = Arc::clone(&shown);
         thread::Builder::new().spawn(move || {
             let mut main = File::from(main);
             let mut buffer = [0; 4096];
@@ -295,6 +297,223 @@ fn attached_client_sees_output_and_feeds_input() -> Result<()> {
             assert_eq!(err, "err one\nerr two\n", "{transport}");
             assert_eq!(node.wait_exited(&id)?.exit_code, 0);
         }
+        Ok(())
+    })
+}
+
+/// A crictl that forwards a port, and where it listens.
+struct Forward {
+    _crictl: Child,
+    address: SocketAddr,
+    said: Arc<Mutex<String>>,
+}
+
+impl Forward {
+    fn start(node: &Node, transport: &str, pod: &str, port: u16) -> Result<Self> {
+        let ports = format!(":{port}");
+        let arguments = ["port-forward", "--transport", transport, pod, &ports];
+        let mut crictl = node.crictl()?.command(&arguments);
+        let mut child = crictl
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let stdout = child.stdout.take().context("it is piped")?;
+        let stderr = child.stderr.take().context("it is piped")?;
+        let said = Arc::default();
+        for mut pipe in [Box::new(stdout) as Box<dyn Read + Send>, Box::new(stderr)] {
+            let said: Arc<Mutex<String>> = Arc::clone(&said);
+            thread::Builder::new().spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+                    let mut said = said.lock().expect("nothing panics under it");
+                    said.push_str(&text(&buffer[..count]));
+                }
+            })?;
+        }
+        let crictl = Child::new(child);
+        let address = wait_for("the port to be forwarded", LIMIT, || {
+            let said = said.lock().expect("nothing panics under it");
+            let (_, rest) = said.split_once("Forwarding from 127.0.0.1:")?;
+            let port = rest.split_once(' ')?.0.parse().ok()?;
+            Some(SocketAddr::from(([127, 0, 0, 1], port)))
+        })?;
+        Ok(Self {
+            _crictl: crictl,
+            address,
+            said,
+        })
+    }
+
+    fn connect(&self) -> Result<TcpStream> {
+        let connection = TcpStream::connect(self.address)?;
+        connection.set_read_timeout(Some(LIMIT))?;
+        connection.set_write_timeout(Some(LIMIT))?;
+        Ok(connection)
+    }
+
+    fn wait_said(&self, wanted: &str) -> Result<()> {
+        let says = || {
+            self.said
+                .lock()
+                .expect("nothing panics under it")
+                .contains(wanted)
+        };
+        wait_for(wanted, LIMIT, || says().then_some(())).with_context(|| format!("{:?}", self.said))
+    }
+}
+
+/// Serves on a port of its own for as long as the test runs; the port.
+fn serve(connection: impl Fn(TcpStream) + Send + Sync + 'static) -> Result<u16> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    let connection = Arc::new(connection);
+    thread::Builder::new().spawn(move || {
+        for accepted in listener.incoming().flatten() {
+            let connection = Arc::clone(&connection);
+            let served = thread::Builder::new().spawn(move || connection(accepted));
+            served.expect("there is room for a thread");
+        }
+    })?;
+    Ok(port)
+}
+
+/// Says what it hears, and ends when the client does.
+fn echo(connection: TcpStream) {
+    // A client that is gone hears nothing.
+    let _ = std::io::copy(&mut &connection, &mut &connection);
+    drop(connection);
+}
+
+/// Sends, ends this direction, and reads the other one to its end.
+fn exchange(mut connection: TcpStream, sent: &[u8]) -> Result<Vec<u8>> {
+    let mut reader = connection.try_clone()?;
+    let reading = thread::Builder::new().spawn(move || {
+        let mut heard = Vec::new();
+        reader.read_to_end(&mut heard).map(|_| heard)
+    })?;
+    connection.write_all(sent)?;
+    connection.shutdown(Shutdown::Write)?;
+    Ok(reading.join().expect("it does not panic")?)
+}
+
+/// Runs a test with a pod, over each transport.
+fn on_pod(test: impl Fn(&Node, &str, &str) -> Result<()>) -> Result<()> {
+    on_fake(START_TIMEOUT_MS, |node| {
+        let pod = node.busybox_pod("ports")?;
+        for transport in TRANSPORTS {
+            test(node, &pod, transport).context(transport)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn forwarded_port_carries_bytes_both_ways_and_the_end_of_each() -> Result<()> {
+    on_pod(|node, pod, transport| {
+        let port = serve(echo)?;
+        let forward = Forward::start(node, transport, pod, port)?;
+        for size in [0, 1, 100_000, 30_000_000] {
+            let sent: Vec<u8> = (0..size).map(|at: u32| (at % 253) as u8).collect();
+            let heard = exchange(forward.connect()?, &sent)?;
+            ensure!(heard == sent, "{} of {size} bytes", heard.len());
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn connections_are_forwarded_side_by_side_and_leave_nothing() -> Result<()> {
+    on_pod(|node, pod, transport| {
+        let port = serve(echo)?;
+        let forward = Forward::start(node, transport, pod, port)?;
+        for round in 0..5 {
+            thread::scope(|scope| {
+                let clients: Vec<_> = (0..40_u8)
+                    .map(|number| {
+                        let sent = vec![number; 50_000];
+                        let forward = &forward;
+                        scope.spawn(move || {
+                            let heard = exchange(forward.connect()?, &sent)?;
+                            ensure!(heard == sent, "{} bytes", heard.len());
+                            Ok(())
+                        })
+                    })
+                    .collect();
+                for client in clients {
+                    client.join().expect("it does not panic")?;
+                }
+                Ok::<_, anyhow::Error>(())
+            })
+            .with_context(|| format!("round {round}"))?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn port_on_which_nothing_listens_is_told_to_the_client() -> Result<()> {
+    on_pod(|node, pod, transport| {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let forward = Forward::start(node, transport, pod, port)?;
+        let mut heard = Vec::new();
+        let _reset = forward.connect()?.read_to_end(&mut heard);
+        assert!(heard.is_empty());
+        forward.wait_said(&format!("error forwarding port {port}"))?;
+        forward.wait_said("Connection refused")
+    })
+}
+
+#[test]
+fn server_that_takes_nothing_does_not_stop_the_daemon() -> Result<()> {
+    on_pod(|node, pod, transport| {
+        // It holds its connections, and reads nothing.
+        let held = Mutex::new(Vec::new());
+        let port = serve(move |connection| {
+            held.lock()
+                .expect("nothing panics under it")
+                .push(connection);
+        })?;
+        let forward = Forward::start(node, transport, pod, port)?;
+        let mut connection = forward.connect()?;
+        connection.set_write_timeout(Some(Duration::from_secs(1)))?;
+        let before = resident_kib(node.daemon_pid()?)?;
+        let piece = vec![0; 1 << 20];
+        let mut sent = 0;
+        while let Ok(count) = connection.write(&piece) {
+            sent += count;
+            ensure!(sent < 1 << 30, "a gigabyte went nowhere");
+        }
+        let after = resident_kib(node.daemon_pid()?)?;
+        ensure!(
+            after - before.min(after) < 16 * 1024,
+            "{before} KiB became {after} KiB"
+        );
+        // Another client is served meanwhile.
+        let echo = serve(echo)?;
+        let other = Forward::start(node, transport, pod, echo)?;
+        assert_eq!(exchange(other.connect()?, b"alive")?, b"alive");
+        Ok(())
+    })
+}
+
+#[test]
+fn pod_that_does_not_run_has_no_ports() -> Result<()> {
+    on_fake(START_TIMEOUT_MS, |node| {
+        let pod = node.busybox_pod("stopped")?;
+        let port = serve(echo)?;
+        let forward = Forward::start(node, "spdy", &pod, port)?;
+        assert_eq!(exchange(forward.connect()?, b"alive")?, b"alive");
+        node.cri().stop_pod(&pod)?;
+        let mut heard = Vec::new();
+        let _reset = forward.connect()?.read_to_end(&mut heard);
+        assert!(heard.is_empty());
+        forward.wait_said("error forwarding port")?;
+        let crictl = node.crictl()?;
+        let error = crictl.fails(&["port-forward", &pod, &format!(":{port}")])?;
+        assert!(error.message.contains("FailedPrecondition"), "{error}");
+        let error = crictl.fails(&["port-forward", "0123", ":80"])?;
+        assert!(error.message.contains("NotFound"), "{error}");
         Ok(())
     })
 }

@@ -24,6 +24,7 @@ mod list_containers;
 mod list_pod_sandbox;
 mod notify;
 mod pod_sandbox_status;
+mod port_forward;
 mod remove_container;
 mod remove_pod_sandbox;
 mod reopen_container_log;

@@ -10,7 +10,7 @@ use super::call::{cancelled_with_client, run};
 use super::error::CriError;
 use super::{
     Cri, attach, container_status, create_container, exec, exec_sync, list_containers,
-    list_pod_sandbox, pod_sandbox_status, remove_container, remove_pod_sandbox,
+    list_pod_sandbox, pod_sandbox_status, port_forward, remove_container, remove_pod_sandbox,
     reopen_container_log, run_pod_sandbox, runtime_config, start_container, status, stop_container,
     stop_pod_sandbox, update_container_resources, update_pod_sandbox_resources, version,
 };
@@ -249,8 +249,17 @@ impl RuntimeService for Cri {
         .await
     }
 
-    async fn port_forward(&self, _: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
-        missing("ports cannot be forwarded yet")
+    async fn port_forward(
+        &self,
+        request: Request<PortForwardRequest>,
+    ) -> Answer<PortForwardResponse> {
+        let request = request.into_inner();
+        let cri = self.clone();
+        run(
+            info_span!("PortForward", sandbox_id = %request.pod_sandbox_id),
+            async move { port_forward::port_forward(&cri, &request) },
+        )
+        .await
     }
 
     async fn container_stats(

@@ -1,4 +1,4 @@
-//! The HTTP server behind Exec and Attach, for the kubelet, `crictl` and `isopod run`.
+//! The HTTP server behind Exec, Attach and PortForward, for the kubelet, `crictl` and `isopod run`.
 //!
 //! The CRI methods register what a client may have and answer with a URL; its token works once and
 //! for a minute. [`Server`] listens on the configured address on tasks of its own:
@@ -8,22 +8,26 @@
 //!                                                         └─ 4xx, a sentence and no upgrade
 //! ```
 //!
-//! The process's streams are opened *before* the upgrade is answered: a client that is connected
+//! A process's streams are opened *before* the upgrade is answered: a client that is connected
 //! misses nothing from then on. The way of streaming is chosen by the request's `Upgrade` header:
 //!
-//! | `Upgrade` | session | protocols |
-//! |---|---|---|
-//! | `websocket` | `web_socket` | `v5.channel.k8s.io`, `v4.channel.k8s.io` |
-//! | `SPDY/3.1` | `remote_command` | `v4.channel.k8s.io` and older |
+//! | | `Upgrade` | session | protocols |
+//! |---|---|---|---|
+//! | a process | `websocket` | `web_socket` | `v5.channel.k8s.io`, `v4.channel.k8s.io` |
+//! | | `SPDY/3.1` | `remote_command` | `v4.channel.k8s.io` and older |
+//! | ports | `websocket` | `port_forward` in a `tunnel` | `SPDY/3.1+portforward.k8s.io` |
+//! | | `SPDY/3.1` | `port_forward` | `portforward.k8s.io` |
 
 mod activity;
 pub(crate) mod channel;
+mod port_forward;
 mod remote_command;
 mod request;
 mod server;
 mod session;
 mod status;
 mod token;
+mod tunnel;
 mod web_socket;
 
 #[cfg(test)]
@@ -34,6 +38,7 @@ use std::net::SocketAddr;
 
 use futures_util::future::BoxFuture;
 
+pub(crate) use port_forward::Ports;
 pub(crate) use server::Server;
 pub(crate) use token::TokenError;
 

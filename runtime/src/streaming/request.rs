@@ -4,7 +4,7 @@ use http::header::{CONNECTION, HeaderName, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 
-use super::{channel, remote_command};
+use super::{channel, port_forward, remote_command};
 
 const SEC_WEBSOCKET_PROTOCOL: HeaderName = HeaderName::from_static("sec-websocket-protocol");
 
@@ -27,13 +27,21 @@ pub(super) enum Way {
     WebSocket(channel::Version),
     /// They are streams of a SPDY connection.
     Spdy(remote_command::Version),
+    /// Connections to ports are streams of a SPDY connection.
+    Ports,
+    /// The same, and the SPDY connection is in a WebSocket.
+    TunnelledPorts,
 }
+
+/// [`port_forward::PROTOCOL`] in a WebSocket.
+const TUNNELLED_PORTS: &str = "SPDY/3.1+portforward.k8s.io";
 
 /// What a URL is for; the first part of its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Route {
     Exec,
     Attach,
+    PortForward,
 }
 
 impl Route {
@@ -41,13 +49,14 @@ impl Route {
         match self {
             Self::Exec => "exec",
             Self::Attach => "attach",
+            Self::PortForward => "portforward",
         }
     }
 
     /// The route and the token of `/<route>/<token>`.
     pub(super) fn parse(path: &str) -> Option<(Self, &str)> {
         let (name, token) = path.strip_prefix('/')?.split_once('/')?;
-        let route = [Self::Exec, Self::Attach]
+        let route = [Self::Exec, Self::Attach, Self::PortForward]
             .into_iter()
             .find(|route| route.name() == name)?;
         Some((route, token))
@@ -95,11 +104,14 @@ impl Refusal {
 /// # Errors
 ///
 /// [`Refusal`] when the client offers nothing that the server speaks.
-pub(super) fn negotiate<B>(request: &Request<B>) -> Result<(Way, Response<String>), Refusal> {
+pub(super) fn negotiate<B>(
+    request: &Request<B>,
+    route: Route,
+) -> Result<(Way, Response<String>), Refusal> {
     let wanted = upgrade(request.headers());
     match wanted.as_deref() {
-        Some(wanted) if wanted == WEB_SOCKET => web_socket(request),
-        Some(wanted) if wanted.eq_ignore_ascii_case(SPDY) => spdy(request.headers()),
+        Some(wanted) if wanted == WEB_SOCKET => web_socket(request, route),
+        Some(wanted) if wanted.eq_ignore_ascii_case(SPDY) => spdy(request.headers(), route),
         wanted => {
             let instead = wanted.map_or_else(String::new, |other| format!(", not to {other}"));
             let message = format!("streams are upgraded to {SPDY} or {WEB_SOCKET}{instead}");
@@ -108,32 +120,44 @@ pub(super) fn negotiate<B>(request: &Request<B>) -> Result<(Way, Response<String
     }
 }
 
-fn web_socket<B>(request: &Request<B>) -> Result<(Way, Response<String>), Refusal> {
+fn web_socket<B>(request: &Request<B>, route: Route) -> Result<(Way, Response<String>), Refusal> {
     if request.method() != Method::GET {
         let message = "a WebSocket begins with GET (RFC 6455 section 4.1)";
         return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, message));
     }
-    let offered = offered(request.headers(), &SEC_WEBSOCKET_PROTOCOL);
-    let Some(version) = channel::Version::choose(offered) else {
-        let message = format!(
-            "Sec-WebSocket-Protocol must offer {} or {}",
-            channel::Version::V5.name(),
-            channel::Version::V4.name()
-        );
-        return Err(Refusal::new(StatusCode::BAD_REQUEST, message));
+    let mut offered = offered(request.headers(), &SEC_WEBSOCKET_PROTOCOL);
+    let (v5, v4) = (channel::Version::V5.name(), channel::Version::V4.name());
+    let chosen = match route {
+        Route::Exec | Route::Attach => {
+            let version = channel::Version::choose(offered).ok_or(format!("{v5} or {v4}"));
+            version.map(|version| (Way::WebSocket(version), version.name()))
+        }
+        Route::PortForward => {
+            let common = offered.any(|name| name == TUNNELLED_PORTS);
+            let chosen = common.then_some((Way::TunnelledPorts, TUNNELLED_PORTS));
+            chosen.ok_or(TUNNELLED_PORTS.to_owned())
+        }
     };
+    let (way, name) = chosen.map_err(|spoken| {
+        let message = format!("Sec-WebSocket-Protocol must offer {spoken}");
+        Refusal::new(StatusCode::BAD_REQUEST, message)
+    })?;
     let mut response = create_response_with_body(request, String::new)
         .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error.to_string()))?;
-    let name = HeaderValue::from_static(version.name());
+    let name = HeaderValue::from_static(name);
     response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, name);
-    Ok((Way::WebSocket(version), response))
+    Ok((way, response))
 }
 
-fn spdy(headers: &HeaderMap) -> Result<(Way, Response<String>), Refusal> {
+fn spdy(headers: &HeaderMap, route: Route) -> Result<(Way, Response<String>), Refusal> {
     let mut options = offered(headers, &CONNECTION);
     if !options.any(|option| option.eq_ignore_ascii_case("upgrade")) {
         let message = "Connection must name Upgrade (RFC 9110 section 7.8)";
         return Err(Refusal::new(StatusCode::BAD_REQUEST, message));
+    }
+    if route == Route::PortForward {
+        let chosen = choose(headers, &[port_forward::PROTOCOL])?;
+        return Ok((Way::Ports, upgraded_to_spdy(chosen)));
     }
     let chosen = choose(headers, &remote_command::Version::NAMES)?;
     let version = remote_command::Version::named(chosen);
@@ -209,7 +233,7 @@ mod tests {
     }
 
     fn refused(headers: &[(&str, &str)]) -> (StatusCode, String) {
-        let refusal = negotiate(&request(headers)).unwrap_err();
+        let refusal = negotiate(&request(headers), Route::Exec).unwrap_err();
         (refusal.status, refusal.message)
     }
 
@@ -227,7 +251,7 @@ mod tests {
             "Sec-WebSocket-Protocol",
             "v4.channel.k8s.io, v5.channel.k8s.io",
         ));
-        let (way, response) = negotiate(&request(&headers)).unwrap();
+        let (way, response) = negotiate(&request(&headers), Route::Exec).unwrap();
         assert_eq!(way, Way::WebSocket(channel::Version::V5));
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
         assert_eq!(
@@ -253,7 +277,7 @@ mod tests {
         for offered in ["v5.channel.k8s.io", "v3.channel.k8s.io, v4.channel.k8s.io"] {
             headers.push(("X-Stream-Protocol-Version", offered));
         }
-        let (way, response) = negotiate(&request(&headers)).unwrap();
+        let (way, response) = negotiate(&request(&headers), Route::Exec).unwrap();
         assert_eq!(way, Way::Spdy(remote_command::Version::V3));
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
         assert_eq!(response.headers()["upgrade"], "SPDY/3.1");
@@ -271,7 +295,7 @@ mod tests {
         assert_eq!(status, StatusCode::BAD_REQUEST);
         assert!(message.contains("v4.channel.k8s.io"), "{message}");
         headers.push(("X-Stream-Protocol-Version", "v9.channel.k8s.io"));
-        let refusal = negotiate(&request(&headers)).unwrap_err();
+        let refusal = negotiate(&request(&headers), Route::Exec).unwrap_err();
         let response = refusal.response();
         assert_eq!(response.status(), StatusCode::FORBIDDEN);
         let accepted = response.headers().get_all(ACCEPTED_STREAM_PROTOCOLS);
@@ -306,6 +330,32 @@ mod tests {
     }
 
     #[test]
+    fn ports_have_protocols_of_their_own() {
+        let negotiate = |headers: &[(&str, &str)]| {
+            let answer = negotiate(&request(headers), Route::PortForward);
+            answer.map(|(way, _)| way).map_err(|refusal| refusal.status)
+        };
+        let upgrade = [("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1")];
+        let with = |headers: &[(&'static str, &'static str)], name, value| {
+            [headers, &[(name, value)]].concat()
+        };
+        let spdy = |protocol| with(&upgrade, "X-Stream-Protocol-Version", protocol);
+        let socket = |protocol| with(&HANDSHAKE, "Sec-WebSocket-Protocol", protocol);
+        assert_eq!(negotiate(&spdy("portforward.k8s.io")), Ok(Way::Ports));
+        assert_eq!(
+            negotiate(&spdy("v4.channel.k8s.io")),
+            Err(StatusCode::FORBIDDEN)
+        );
+        assert_eq!(
+            negotiate(&socket("SPDY/3.1+portforward.k8s.io")),
+            Ok(Way::TunnelledPorts)
+        );
+        for protocol in ["portforward.k8s.io", "v5.channel.k8s.io"] {
+            assert_eq!(negotiate(&socket(protocol)), Err(StatusCode::BAD_REQUEST));
+        }
+    }
+
+    #[test]
     fn broken_key_is_refused() {
         let mut headers = HANDSHAKE.to_vec();
         headers[3].1 = "short";
@@ -323,7 +373,7 @@ mod tests {
             "/exec",
             "exec/abc",
             "/Exec/abc",
-            "/portforward/abc",
+            "/portforwards/abc",
         ] {
             assert_eq!(Route::parse(path), None, "{path}");
         }

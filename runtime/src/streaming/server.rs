@@ -11,6 +11,7 @@ use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -21,10 +22,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, info_span, warn};
 
+use super::port_forward::{PortForward, Ports};
 use super::remote_command::RemoteCommand;
 use super::request::{Refusal, Route, Way, negotiate};
 use super::session::Session;
 use super::token::{TokenError, Tokens};
+use super::tunnel::Tunnel;
 use super::web_socket::{ChannelSession, socket_config};
 use super::{OpenError, Process, StreamingError, Streams};
 use crate::config::StreamingConfig;
@@ -73,15 +76,26 @@ struct Shared {
 type Open = Box<dyn FnOnce() -> BoxFuture<'static, Result<Process, OpenError>> + Send>;
 
 /// What a token stands for.
+#[derive(Debug)]
 struct Waiting {
     route: Route,
-    streams: Streams,
-    open: Open,
+    target: Target,
 }
 
-impl fmt::Debug for Waiting {
+/// What a client is given.
+enum Target {
+    /// A process's streams.
+    Process(Streams, Open),
+    /// Connections to ports.
+    Ports(Ports),
+}
+
+impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Waiting({:?}, {:?})", self.route, self.streams)
+        match self {
+            Self::Process(streams, _) => streams.fmt(f),
+            Self::Ports(ports) => ports.fmt(f),
+        }
     }
 }
 
@@ -124,7 +138,8 @@ impl Server {
         F: FnOnce() -> T + Send + 'static,
         T: Future<Output = Result<Process, OpenError>> + Send + 'static,
     {
-        self.url(Route::Attach, streams, Box::new(move || Box::pin(open())))
+        let open = Box::new(move || -> BoxFuture<'static, _> { Box::pin(open()) });
+        self.url(Route::Attach, Target::Process(streams, open))
     }
 
     /// A URL at which one client gets a new process's streams. `open` runs when it comes.
@@ -137,15 +152,21 @@ impl Server {
         F: FnOnce() -> T + Send + 'static,
         T: Future<Output = Result<Process, OpenError>> + Send + 'static,
     {
-        self.url(Route::Exec, streams, Box::new(move || Box::pin(open())))
+        let open = Box::new(move || -> BoxFuture<'static, _> { Box::pin(open()) });
+        self.url(Route::Exec, Target::Process(streams, open))
     }
 
-    fn url(&self, route: Route, streams: Streams, open: Open) -> Result<String, TokenError> {
-        let token = self.shared.tokens.put(Waiting {
-            route,
-            streams,
-            open,
-        })?;
+    /// A URL at which one client gets connections to ports.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenError`].
+    pub(crate) fn port_forward_url(&self, ports: Ports) -> Result<String, TokenError> {
+        self.url(Route::PortForward, Target::Ports(ports))
+    }
+
+    fn url(&self, route: Route, target: Target) -> Result<String, TokenError> {
+        let token = self.shared.tokens.put(Waiting { route, target })?;
         Ok(format!("{}/{}/{token}", self.base, route.name()))
     }
 
@@ -271,8 +292,7 @@ async fn answer(
 struct Prepared {
     way: Way,
     session: Session,
-    streams: Streams,
-    open: Open,
+    target: Target,
     permit: OwnedSemaphorePermit,
 }
 
@@ -283,7 +303,7 @@ impl Prepared {
     ) -> Result<(Self, Response<String>), Refusal> {
         let unknown = || Refusal::new(StatusCode::NOT_FOUND, "no such stream, or no longer");
         let (route, token) = Route::parse(request.uri().path()).ok_or_else(unknown)?;
-        let (way, response) = negotiate(request)?;
+        let (way, response) = negotiate(request, route)?;
         let permit = Arc::clone(&shared.sessions)
             .try_acquire_owned()
             .map_err(|_full| {
@@ -298,39 +318,58 @@ impl Prepared {
                 idle: shared.idle,
                 stop: shared.stop.clone(),
             },
-            streams: waiting.streams,
-            open: waiting.open,
+            target: waiting.target,
             permit,
         };
         Ok((prepared, response))
     }
 
     async fn run(self, mut request: Request<Incoming>, opened: oneshot::Sender<()>) {
-        let stop = self.session.stop.clone();
-        let Some(process) = stop.run_until_cancelled((self.open)()).await else {
-            return;
+        let (way, session) = (self.way, self.session);
+        let given = match self.target {
+            Target::Process(streams, open) => {
+                let Some(process) = session.stop.run_until_cancelled(open()).await else {
+                    return;
+                };
+                Given::Process(streams, process)
+            }
+            Target::Ports(ports) => Given::Ports(ports),
         };
         if opened.send(()).is_err() {
             debug!("the client left while its stream was opened");
             return;
         }
-        let connection = match hyper::upgrade::on(&mut request).await {
-            Ok(connection) => TokioIo::new(connection),
-            Err(error) => return debug!(%error, "the client left before its stream began"),
+        match hyper::upgrade::on(&mut request).await {
+            Ok(connection) => given.serve(way, session, connection).await,
+            Err(error) => debug!(%error, "the client left before its stream began"),
+        }
+        drop(self.permit);
+    }
+}
+
+/// What a client is given, opened.
+enum Given {
+    Process(Streams, Result<Process, OpenError>),
+    Ports(Ports),
+}
+
+impl Given {
+    async fn serve(self, way: Way, session: Session, connection: Upgraded) {
+        let connection = TokioIo::new(connection);
+        let socket = |connection| {
+            let limits = Some(socket_config());
+            WebSocketStream::from_raw_socket(connection, Role::Server, limits)
         };
-        let (session, streams) = (self.session, self.streams);
-        match self.way {
-            Way::WebSocket(version) => {
-                let limits = Some(socket_config());
-                let socket = WebSocketStream::from_raw_socket(connection, Role::Server, limits);
+        match (self, way) {
+            (Self::Process(streams, process), Way::WebSocket(version)) => {
                 let channels = ChannelSession {
                     session,
                     version,
                     streams,
                 };
-                channels.run(socket.await, process).await;
+                channels.run(socket(connection).await, process).await;
             }
-            Way::Spdy(version) => {
+            (Self::Process(streams, process), Way::Spdy(version)) => {
                 let command = RemoteCommand {
                     session,
                     version,
@@ -338,7 +377,17 @@ impl Prepared {
                 };
                 command.run(connection, process).await;
             }
+            (Self::Ports(ports), Way::Ports) => {
+                PortForward { session, ports }.run(connection).await;
+            }
+            (Self::Ports(ports), Way::TunnelledPorts) => {
+                let tunnel = Tunnel::new(socket(connection).await);
+                PortForward { session, ports }.run(tunnel).await;
+            }
+            (Self::Process(..), Way::Ports | Way::TunnelledPorts)
+            | (Self::Ports(_), Way::WebSocket(_) | Way::Spdy(_)) => {
+                unreachable!("the way was negotiated for the token's route")
+            }
         }
-        drop(self.permit);
     }
 }

@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use isopod_proto::agent::{
     CreateContainerRequest, CreateContainerResponse, ExecProcessRequest, SetUpSandboxRequest,
-    StreamOpen, UpdateContainerRequest,
+    StreamOpen, StreamRole, UpdateContainerRequest,
 };
 use isopod_proto::vmm::{Disk, StartRequest, StatusResponse};
 use tokio::sync::watch;
@@ -416,6 +416,20 @@ impl Vm {
     /// When the agent does not know the process or has given its output to another primary reader.
     pub(crate) async fn open_stream(&self, request: &StreamOpen) -> Result<ProcessStream, VmError> {
         self.agent.open_stream(request).await
+    }
+
+    /// A connection to a TCP port of the guest, on 127.0.0.1 or else on ::1.
+    ///
+    /// # Errors
+    ///
+    /// When nothing answers on the port.
+    pub(crate) async fn connect_port(&self, port: u16) -> Result<ProcessStream, VmError> {
+        let request = StreamOpen {
+            role: StreamRole::STREAM_ROLE_PORT.into(),
+            port: port.into(),
+            ..Default::default()
+        };
+        self.agent.open_stream(&request).await
     }
 
     /// Ends the machine: by asking the guest, then the VMM, then the kernel. Idempotent.

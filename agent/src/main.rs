@@ -12,12 +12,14 @@
 //! The rooms: [`guest`] is all that knows about the machine; [`service`] is the RPC interface, one
 //! verb per file; [`container`] what a container is made of; [`helper`] the process boundary to
 //! libcontainer; [`process`] who runs and who has exited; [`stream`] their output and input;
+//! [`network`] the sandbox's interfaces;
 //! [`storage`] disks and root filesystems; [`pid_namespace`] the namespace that containers share.
 
 mod container;
 mod descriptor;
 mod guest;
 mod helper;
+mod network;
 mod pid_namespace;
 mod process;
 mod serve;

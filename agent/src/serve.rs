@@ -104,6 +104,7 @@ fn parse(args: &[OsString]) -> Result<Options, ServeError> {
         disks: Disks::Folder(Folder::new(disks)),
         volumes,
         cgroup,
+        search_bus: || Ok(()),
         before_set_up: || {},
         // A host's are its own.
         set_processors: |_| 0,

@@ -67,6 +67,7 @@ fn serve_vsock() -> Result<(), ServeError> {
             disks: Disks::Bus(Bus),
             volumes: Volumes::device(Path::new(STATE_DIR).join("volumes")),
             cgroup: PathBuf::from(CGROUP),
+            search_bus: Bus::search,
             before_set_up: settings::apply,
             set_processors: processors::set_up,
             after_set_up: processors::bring_up,

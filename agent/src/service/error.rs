@@ -10,6 +10,7 @@ use crate::container::{
     CgroupError, ContainerId, DevicesError, ExecId, IdError, LookupError, SpecError, UserError,
 };
 use crate::helper::{ConsoleError, HelperError, Refusal, RefusalKind};
+use crate::network::NetworkError;
 use crate::process::{IoError, SignalError};
 use crate::storage::StorageError;
 
@@ -76,6 +77,9 @@ pub(crate) enum AgentError {
     /// The signal could not be sent.
     #[error("sending a signal")]
     Send(#[source] io::Error),
+    /// A network interface.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// A disk or a mount.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -137,6 +141,11 @@ impl AgentError {
             | Self::Cgroup(CgroupError::Limit(_))
             | Self::Devices(DevicesError::Rule(_)) => Code::INVALID_ARGUMENT,
             Self::Lookup(error) => lookup_code(error),
+            Self::Network(error) => match error {
+                NetworkError::Request { .. } => Code::INVALID_ARGUMENT,
+                NetworkError::NotFound { .. } => Code::NOT_FOUND,
+                NetworkError::Io(..) | NetworkError::Kernel { .. } => Code::INTERNAL,
+            },
             Self::Storage(error) => storage_code(error),
             Self::Refused(refusal) => match refusal.kind {
                 RefusalKind::NotFound => Code::NOT_FOUND,

@@ -69,6 +69,8 @@ pub(crate) struct Surroundings {
     pub(crate) volumes: Volumes,
     /// Parent of the containers' cgroups, absolute in the hierarchy.
     pub(crate) cgroup: PathBuf,
+    /// Makes the kernel look for devices that were added. May block.
+    pub(crate) search_bus: fn() -> io::Result<()>,
     /// What is to be done before the sandbox is set up, and what it asks for can override.
     pub(crate) before_set_up: fn(),
     /// Brings up so many processors, or takes others down; answers how many are up. May block.

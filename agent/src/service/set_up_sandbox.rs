@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use isopod_proto::agent::{Dns, SetUpSandboxRequest, SetUpSandboxResponse};
@@ -12,6 +13,7 @@ use nix::unistd::sethostname;
 use super::error::AgentError;
 use super::{AgentService, write};
 use crate::container::Serial;
+use crate::network::{self, Wanted};
 use crate::storage::Scratch;
 
 /// Longest host name (`HOST_NAME_MAX`).
@@ -24,8 +26,8 @@ const DNS_ENTRIES_MAX: usize = 64;
 const SYSCTL_NAME_MAX: usize = 256;
 
 impl AgentService {
-    /// Names the machine, sets its clock and sysctls, writes the shared files and mounts the
-    /// writable disk. Once.
+    /// Names the machine, sets its clock, network interfaces and sysctls, writes the shared files and
+    /// mounts the writable disk. Once.
     pub(super) async fn set_up_sandbox(
         &self,
         request: SetUpSandboxRequest,
@@ -33,6 +35,7 @@ impl AgentService {
         let serial = Serial::new(request.scratch_serial.clone())?;
         let resolv_conf = resolv_conf(&request.dns)?;
         check_hostname(&request.hostname)?;
+        let interfaces = network::check(&request.interfaces)?;
         let sysctls = request
             .sysctls
             .iter()
@@ -53,6 +56,8 @@ impl AgentService {
                 source: errno.into(),
             })?;
         }
+        // Sysctls may be an interface's.
+        network::set_up(&interfaces, self.surroundings.search_bus).await?;
         for (name, path, value) in sysctls {
             fs::write(path, value).map_err(|source| AgentError::Sysctl {
                 name: name.clone(),
@@ -67,12 +72,19 @@ impl AgentService {
             &request.hostname
         };
         write(&folder.join("hostname"), format!("{hostname}\n"))?;
-        write(&folder.join("hosts"), hosts(hostname))?;
+        write(
+            &folder.join("hosts"),
+            hosts(hostname, interfaces.first().and_then(Wanted::address)),
+        )?;
 
         let disk = self.surroundings.disks.find(&serial).await?;
         *scratch = Some(Scratch::open(&disk, &self.folder("scratch")).await?);
         // Nobody waits for it.
-        tokio::task::spawn_blocking(self.surroundings.after_set_up);
+        let bring_up_processors = self.surroundings.after_set_up;
+        tokio::task::spawn_blocking(move || {
+            bring_up_processors();
+            network::use_all_queues(&interfaces);
+        });
         Ok(SetUpSandboxResponse::new())
     }
 
@@ -149,10 +161,12 @@ fn resolv_conf(dns: &Dns) -> Result<String, AgentError> {
     Ok(text)
 }
 
-fn hosts(hostname: &str) -> String {
+/// hosts(5): the sandbox's name is that of its address, when it has one.
+fn hosts(hostname: &str, address: Option<IpAddr>) -> String {
     let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
     if hostname != "localhost" {
-        text += &format!("127.0.1.1\t{hostname}\n");
+        let address = address.unwrap_or(Ipv4Addr::new(127, 0, 1, 1).into());
+        text += &format!("{address}\t{hostname}\n");
     }
     text
 }

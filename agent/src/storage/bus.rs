@@ -41,6 +41,15 @@ const UEVENT_MAX: usize = 4096;
 pub(crate) struct Bus;
 
 impl Bus {
+    /// Makes the kernel look for devices that were added. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such bus.
+    pub(crate) fn search() -> io::Result<()> {
+        fs::write(RESCAN, "1")
+    }
+
     /// Finds a disk, searching the bus if it is not known yet.
     ///
     /// # Errors
@@ -98,7 +107,7 @@ impl Bus {
 /// When there is no PCI bus.
 pub(super) fn rescan() -> Result<(), StorageError> {
     let path = Path::new(RESCAN);
-    fs::write(path, "1").map_err(StorageError::io("searching the bus through", path))
+    Bus::search().map_err(StorageError::io("searching the bus through", path))
 }
 
 async fn appears(serial: &Serial, uevents: &AsyncFd<OwnedFd>) -> io::Result<Disk> {

@@ -34,10 +34,10 @@ use isopod_proto::agent::{
 use isopod_proto::agent_ttrpc::{Agent, create_agent};
 use isopod_proto::stream::{HEADER_LEN, Header, Kind};
 use isopod_proto::vmm::{
-    AddDiskRequest, AddDiskResponse, CloseLogRequest, CloseLogResponse, OpenLogRequest,
-    OpenLogResponse, RemoveDiskRequest, RemoveDiskResponse, ReopenLogRequest, ReopenLogResponse,
-    ShutDownRequest, ShutDownResponse, StartRequest, StartResponse, StatusRequest, StatusResponse,
-    WaitLogRequest, WaitLogResponse,
+    AddDiskRequest, AddDiskResponse, AddNicRequest, AddNicResponse, CloseLogRequest,
+    CloseLogResponse, OpenLogRequest, OpenLogResponse, RemoveDiskRequest, RemoveDiskResponse,
+    ReopenLogRequest, ReopenLogResponse, ShutDownRequest, ShutDownResponse, StartRequest,
+    StartResponse, StatusRequest, StatusResponse, WaitLogRequest, WaitLogResponse,
 };
 use isopod_proto::vmm_ttrpc::{Machine, create_machine};
 use isopod_proto::{AGENT_PORT, AGENT_PROTOCOL_VERSION, STREAM_PORT};
@@ -99,6 +99,8 @@ struct Fake {
     hostname: Mutex<String>,
     files: Mutex<HashMap<String, OwnedFd>>,
     disks: Mutex<BTreeSet<String>>,
+    /// The queues keep the taps alive.
+    nics: Mutex<Vec<(String, Vec<File>)>>,
     /// By container id, and container and exec id.
     processes: Mutex<HashMap<(String, String), Arc<Process>>>,
     logs: Mutex<HashMap<String, Log>>,
@@ -377,6 +379,10 @@ impl Machine for Served {
         Ok(StatusResponse {
             vmm_version: "fake".into(),
             disks,
+            nics: lock(&self.0.nics)
+                .iter()
+                .map(|(name, _)| name.clone())
+                .collect(),
             ..Default::default()
         })
     }
@@ -390,6 +396,16 @@ impl Machine for Served {
             return refuse(Code::ALREADY_EXISTS, "the serial is in use");
         }
         Ok(AddDiskResponse::new())
+    }
+
+    async fn add_nic(&self, _: &TtrpcContext, request: AddNicRequest) -> Reply<AddNicResponse> {
+        let nic = request.nic.unwrap_or_default();
+        let mut queues = Vec::new();
+        for descriptor in &nic.descriptors {
+            queues.extend(self.0.take_file(descriptor)?);
+        }
+        lock(&self.0.nics).push((nic.name, queues));
+        Ok(AddNicResponse::new())
     }
 
     async fn remove_disk(
@@ -784,6 +800,7 @@ async fn main() {
         hostname: Mutex::default(),
         files: Mutex::new(fds),
         disks: Mutex::new(BTreeSet::from(["scratch".to_owned()])),
+        nics: Mutex::default(),
         processes: Mutex::default(),
         logs: Mutex::default(),
     });

@@ -20,6 +20,7 @@ mod id;
 mod image;
 mod images;
 mod logging;
+mod network;
 mod record;
 mod run;
 mod sandbox;

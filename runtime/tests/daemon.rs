@@ -5,6 +5,7 @@
 //! to show. Every test ends with their leak check.
 
 mod fake;
+mod network;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

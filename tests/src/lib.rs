@@ -5,6 +5,7 @@
 //! - [`bench`]: what `cargo xtask bench` measures.
 //! - [`environment`]: what `cargo xtask test e2e` passes to the tests; tests that need KVM.
 //! - [`log`]: container logs as the kubelet reads them.
+//! - [`network`]: a network of one test's own, and CNI configurations.
 //! - [`registry`]: Debian's docker-registry.
 //! - [`tampered`]: a registry that misbehaves.
 //! - [`process`], [`wait`]: child processes, `/proc`, and waiting with a limit.
@@ -15,6 +16,7 @@ pub mod bench;
 pub mod environment;
 pub mod images;
 pub mod log;
+pub mod network;
 pub mod node;
 pub mod process;
 pub mod registry;

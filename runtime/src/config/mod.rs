@@ -41,6 +41,8 @@ pub(crate) struct Config {
     pub(crate) vm: VmConfig,
     /// Images and where they come from.
     pub(crate) registry: RegistryConfig,
+    /// Pods' networks.
+    pub(crate) cni: CniConfig,
     /// The server behind Exec, Attach and PortForward.
     pub(crate) streaming: StreamingConfig,
 }
@@ -107,6 +109,20 @@ pub(crate) struct EndpointConfig {
     pub(crate) client_key_file: PathBuf,
 }
 
+/// Pods' networks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct CniConfig {
+    /// Pods have a network, and do not run without one.
+    pub(crate) enabled: bool,
+    /// Where network configurations are.
+    pub(crate) config_dirs: Vec<PathBuf>,
+    /// Where plugins are.
+    pub(crate) plugin_dirs: Vec<PathBuf>,
+    /// How long one run of a plugin may take.
+    pub(crate) timeout_ms: u64,
+}
+
 /// The server behind Exec, Attach and PortForward.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -126,6 +142,7 @@ impl Default for Config {
             log_level: "info".into(),
             vm: VmConfig::default(),
             registry: RegistryConfig::default(),
+            cni: CniConfig::default(),
             streaming: StreamingConfig::default(),
         }
     }
@@ -156,6 +173,17 @@ impl Default for RegistryConfig {
             credentials_file: PathBuf::new(),
             pinned: Vec::new(),
             mirrors: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for CniConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            config_dirs: vec!["/etc/cni/net.d".into()],
+            plugin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            timeout_ms: 60_000,
         }
     }
 }

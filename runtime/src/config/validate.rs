@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::load::Problem;
 use super::{Config, EndpointConfig};
@@ -71,6 +71,11 @@ pub(super) fn validate(config: &Config) -> Vec<Problem> {
         check.mirror(registry, endpoints);
     }
 
+    let cni = &config.cni;
+    check.paths("cni.config_dirs", &cni.config_dirs);
+    check.paths("cni.plugin_dirs", &cni.plugin_dirs);
+    check.range("cni.timeout_ms", cni.timeout_ms, &(100..=600_000));
+
     let streaming = &config.streaming;
     let idle = 1000..=30 * 24 * 60 * 60 * 1000;
     check.range(
@@ -109,6 +114,15 @@ impl Check {
     fn optional_path(&mut self, key: &str, path: &Path) {
         if !path.as_os_str().is_empty() {
             self.path(key, path, libc_path_max());
+        }
+    }
+
+    fn paths(&mut self, key: &str, paths: &[PathBuf]) {
+        if paths.is_empty() {
+            self.problem(key, "must name a folder");
+        }
+        for (index, path) in paths.iter().enumerate() {
+            self.path(&format!("{key}[{index}]"), path, libc_path_max());
         }
     }
 

@@ -65,7 +65,7 @@ impl Containers {
                 Ok(id)
             }
             Err(error) => {
-                undo.unwind().await;
+                let _undone = undo.unwind().await;
                 Err(error)
             }
         }

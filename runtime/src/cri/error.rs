@@ -11,6 +11,7 @@ use crate::chain::chain;
 use crate::container::ContainerError;
 use crate::field::FieldError;
 use crate::image::ImageError;
+use crate::network::{NetworkError, PluginError};
 use crate::record::RecordError;
 use crate::sandbox::{SandboxError, ScratchError};
 use crate::streaming::TokenError;
@@ -29,6 +30,9 @@ pub(crate) enum CriError {
     /// A container.
     #[error(transparent)]
     Container(#[from] ContainerError),
+    /// The pods' networks.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// A stream's URL.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -64,6 +68,7 @@ fn code(error: &CriError) -> Code {
         CriError::Field(_) => Code::InvalidArgument,
         CriError::Sandbox(error) => of_sandbox(error),
         CriError::Container(error) => of_container(error),
+        CriError::Network(error) => of_network(error),
         CriError::Token(TokenError::TooMany) => Code::ResourceExhausted,
         CriError::Token(TokenError::Random(_)) => Code::Internal,
         CriError::Unimplemented(_) => Code::Unimplemented,
@@ -79,12 +84,44 @@ fn of_sandbox(error: &SandboxError) -> Code {
         SandboxError::NotReady { .. } => Code::FailedPrecondition,
         SandboxError::Cancelled => Code::Cancelled,
         SandboxError::Vm(error) => of_vm(error),
+        SandboxError::Network(error) => of_network(error),
         SandboxError::Scratch(error) => match error {
             ScratchError::Io { source, .. } => of_io(source),
             ScratchError::Mkfs { .. } => Code::Internal,
         },
         SandboxError::Record(error) => of_record(error),
         SandboxError::Io { source, .. } => of_io(source),
+    }
+}
+
+/// What the node's administrator has to change is a failed precondition; what a plugin says of itself
+/// is the plugin's trouble, unless it says that it passes.
+fn of_network(error: &NetworkError) -> Code {
+    match error {
+        NetworkError::Field(_) => Code::InvalidArgument,
+        NetworkError::Disabled
+        | NetworkError::NoNetwork(_)
+        | NetworkError::NoInterface(_)
+        | NetworkError::Interfaces(_)
+        | NetworkError::Interface(_) => Code::FailedPrecondition,
+        NetworkError::Plugin(error) => match error {
+            PluginError::Missing { .. } | PluginError::Run { .. } => Code::FailedPrecondition,
+            PluginError::TimedOut { .. } => Code::DeadlineExceeded,
+            PluginError::Cancelled(_) => Code::Cancelled,
+            PluginError::Failed { code, .. } => match *code {
+                Some(PluginError::INVALID_CONFIG) => Code::FailedPrecondition,
+                Some(
+                    PluginError::TRY_AGAIN | PluginError::NOT_AVAILABLE | PluginError::LIMITED,
+                ) => Code::Unavailable,
+                Some(_) | None => Code::Internal,
+            },
+            PluginError::TooMuch(_) | PluginError::Answer { .. } => Code::Internal,
+        },
+        NetworkError::Result(_) | NetworkError::Netlink { .. } | NetworkError::Interrupted => {
+            Code::Internal
+        }
+        NetworkError::Io { source, .. } => of_io(source),
+        NetworkError::Record(error) => of_record(error),
     }
 }
 

@@ -38,6 +38,7 @@ mod stop_container;
 mod stop_pod_sandbox;
 mod update_container_resources;
 mod update_pod_sandbox_resources;
+mod update_runtime_config;
 mod version;
 
 use std::sync::Arc;
@@ -45,6 +46,7 @@ use std::sync::Arc;
 pub(crate) use self::serve::serve;
 use crate::config::Config;
 use crate::container::Containers;
+use crate::network::Networks;
 use crate::sandbox::Sandboxes;
 use crate::streaming;
 
@@ -54,5 +56,6 @@ pub(crate) struct Cri {
     config: Arc<Config>,
     sandboxes: Arc<Sandboxes>,
     containers: Arc<Containers>,
+    networks: Arc<Networks>,
     streaming: Arc<streaming::Server>,
 }

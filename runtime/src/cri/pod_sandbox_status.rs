@@ -61,8 +61,7 @@ fn status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
         metadata: Some(metadata(sandbox)),
         state: state(sandbox).into(),
         created_at: sandbox.created_at_ns,
-        // No address: the pod has a loopback interface only.
-        network: Some(cri::PodSandboxNetworkStatus::default()),
+        network: Some(network(sandbox)),
         linux: Some(cri::LinuxPodSandboxStatus {
             namespaces: Some(cri::Namespace {
                 options: Some(cri::NamespaceOption {
@@ -77,6 +76,16 @@ fn status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
     }
 }
 
+/// No address when the pod has a loopback interface only, or has left its network.
+fn network(sandbox: &Sandbox) -> cri::PodSandboxNetworkStatus {
+    let network = sandbox.network();
+    let mut ips = network.into_iter().flat_map(|network| network.ips);
+    cri::PodSandboxNetworkStatus {
+        ip: ips.next().map(|ip| ip.to_string()).unwrap_or_default(),
+        additional_ips: ips.map(|ip| cri::PodIp { ip: ip.to_string() }).collect(),
+    }
+}
+
 async fn info(cri: &Cri, sandbox: &Sandbox) -> Value {
     let ended = match sandbox.state() {
         SandboxState::Ready => None,
@@ -84,7 +93,7 @@ async fn info(cri: &Cri, sandbox: &Sandbox) -> Value {
     };
     json!({
         "pid": sandbox.vm().map(|vm| vm.process_id().pid),
-        "network": "loopback only: pods have no other interface yet",
+        "network": sandbox.network(),
         "stateDir": cri.sandboxes.state_dir(&sandbox.id),
         "machine": machine(sandbox).await,
         "ended": ended,
@@ -107,6 +116,7 @@ async fn machine(sandbox: &Sandbox) -> Value {
             "vcpus": status.vcpus,
             "memoryMiB": status.memory_mib,
             "disks": status.disks,
+            "nics": status.nics,
             "vsockConnections": status.vsock_connections,
         }),
         Err(reason) => json!({ "unavailable": reason }),

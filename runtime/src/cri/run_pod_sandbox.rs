@@ -17,7 +17,7 @@ pub(super) async fn run_pod_sandbox(
     let config = request
         .config
         .ok_or_else(|| FieldError::new("config", "is missing"))?;
-    let config = PodConfig::check(config, &cri.config.vm)?;
+    let config = PodConfig::check(config, &cri.config.vm, cri.config.cni.enabled)?;
     let id = cri
         .sandboxes
         .run(config, request.runtime_handler, cancel)

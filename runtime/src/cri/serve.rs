@@ -22,6 +22,7 @@ use crate::chain::chain;
 use crate::config::Config;
 use crate::container::Containers;
 use crate::image::{ImageError, ImageStore};
+use crate::network::{NetworkError, Networks};
 use crate::record::{RecordError, Records};
 use crate::sandbox::{SandboxError, Sandboxes};
 use crate::streaming::{self, StreamingError};
@@ -55,6 +56,9 @@ pub(crate) enum ServeError {
     /// The records.
     #[error("opening the records")]
     Records(#[from] RecordError),
+    /// What is recorded of the networks.
+    #[error("opening the networks")]
+    Networks(#[from] NetworkError),
     /// The sandboxes of an earlier daemon.
     #[error("recovering the sandboxes")]
     Sandboxes(#[from] SandboxError),
@@ -86,9 +90,14 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
     let _locks = (lock(&config.state_dir)?, lock(&config.root_dir)?);
     let images = ImageStore::open(&config.root_dir.join("images"), &config.registry)?;
     let records = Records::open(&config.root_dir)?;
-    let sandboxes = Arc::new(Sandboxes::open(&config, records.clone())?);
+    let networks = Networks::open(&config.cni, &config.root_dir, records.clone())?;
+    let networks = Arc::new(networks);
+    let sandboxes = Sandboxes::open(&config, records.clone(), Arc::clone(&networks))?;
+    let sandboxes = Arc::new(sandboxes);
     let containers = Arc::new(Containers::new(images.clone(), records));
     recover(&sandboxes, &containers).await?;
+    let recovered = Arc::clone(&sandboxes);
+    tokio::spawn(async move { recovered.check_networks().await });
     let streaming = Arc::new(streaming::Server::start(&config.streaming)?);
     let listener = listen(&config.socket)?;
     let socket = config.socket.clone();
@@ -96,6 +105,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
         config: Arc::new(config),
         sandboxes,
         containers,
+        networks,
         streaming: Arc::clone(&streaming),
     };
     let runtime = RuntimeServiceServer::new(cri)

@@ -12,7 +12,8 @@ use super::{
     Cri, attach, container_status, create_container, exec, exec_sync, list_containers,
     list_pod_sandbox, pod_sandbox_status, port_forward, remove_container, remove_pod_sandbox,
     reopen_container_log, run_pod_sandbox, runtime_config, start_container, status, stop_container,
-    stop_pod_sandbox, update_container_resources, update_pod_sandbox_resources, version,
+    stop_pod_sandbox, update_container_resources, update_pod_sandbox_resources,
+    update_runtime_config, version,
 };
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -310,16 +311,21 @@ impl RuntimeService for Cri {
 
     async fn update_runtime_config(
         &self,
-        _: Request<UpdateRuntimeConfigRequest>,
+        request: Request<UpdateRuntimeConfigRequest>,
     ) -> Answer<UpdateRuntimeConfigResponse> {
-        missing("there is no network yet that a pod CIDR could configure")
+        let request = request.into_inner();
+        let cri = self.clone();
+        run(info_span!("UpdateRuntimeConfig"), async move {
+            update_runtime_config::update_runtime_config(&cri, request).await
+        })
+        .await
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
         let request = request.into_inner();
         let cri = self.clone();
         run(info_span!("Status"), async move {
-            Ok(status::status(&cri, &request))
+            Ok(status::status(&cri, &request).await)
         })
         .await
     }

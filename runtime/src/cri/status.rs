@@ -1,11 +1,12 @@
 //! `Status`: whether pods can run.
 //!
-//! `RuntimeReady` says that what every pod needs can be opened. `NetworkReady` is false while pods
-//! have nothing but a loopback interface: the kubelet then keeps the node `NotReady` and gives it no
-//! pods that need a network, which is right; `crictl` does not look at it, so pods made by hand run.
+//! `RuntimeReady` says that what every pod needs can be opened, `NetworkReady` that a pod would get a
+//! network. While it would not the kubelet keeps the node `NotReady`; with CNI disabled it always
+//! does, which is right: pods that have nothing but loopback are of no use to a cluster.
 
 use std::fs::File;
 use std::path::Path;
+use std::time::Duration;
 
 use isopod_proto::cri::{
     RuntimeCondition, RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus,
@@ -15,8 +16,12 @@ use serde_json::json;
 
 use super::Cri;
 use super::handler::KNOWN;
+use crate::chain::chain;
 
-pub(super) fn status(cri: &Cri, request: &StatusRequest) -> StatusResponse {
+/// How long the network's plugins may take to say how they are: the kubelet asks every few seconds.
+const NETWORK_LIMIT: Duration = Duration::from_secs(5);
+
+pub(super) async fn status(cri: &Cri, request: &StatusRequest) -> StatusResponse {
     let handlers = KNOWN.iter().map(|name| RuntimeHandler {
         name: (*name).to_owned(),
         features: Some(RuntimeHandlerFeatures {
@@ -27,7 +32,7 @@ pub(super) fn status(cri: &Cri, request: &StatusRequest) -> StatusResponse {
     });
     let mut response = StatusResponse {
         status: Some(RuntimeStatus {
-            conditions: vec![runtime(cri), network()],
+            conditions: vec![runtime(cri), network(cri).await],
         }),
         runtime_handlers: handlers.collect(),
         features: Some(RuntimeFeatures {
@@ -78,11 +83,24 @@ fn unusable(path: &Path, write: bool) -> Option<String> {
     ))
 }
 
-fn network() -> RuntimeCondition {
+async fn network(cri: &Cri) -> RuntimeCondition {
+    let problem = match tokio::time::timeout(NETWORK_LIMIT, cri.networks.ready()).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(chain(&error)),
+        Err(_elapsed) => Some(format!(
+            "the CNI plugins did not answer STATUS within {} s",
+            NETWORK_LIMIT.as_secs()
+        )),
+    };
+    let reason = match &problem {
+        None => "",
+        // What the kubelet's other runtimes say.
+        Some(_) => "NetworkPluginNotReady",
+    };
     RuntimeCondition {
         r#type: "NetworkReady".to_owned(),
-        status: false,
-        reason: "NetworkPluginNotReady".to_owned(),
-        message: "pods have a loopback interface only: CNI is not supported yet".to_owned(),
+        status: problem.is_none(),
+        reason: reason.to_owned(),
+        message: problem.unwrap_or_default(),
     }
 }

@@ -8,6 +8,9 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 
 use super::{Check, Host};
+use crate::chain::chain;
+use crate::config::CniConfig;
+use crate::network::{self, NetworkError};
 
 /// A folder's free space: below the first number, in bytes, no pod can be made; below the second
 /// it is time to worry.
@@ -21,10 +24,6 @@ pub(super) const STATE_DIR_FREE: FreeSpace = (1 << 20, 16 << 20);
 
 /// Where mkfs is beside `PATH`.
 const SBIN: [&str; 2] = ["/usr/sbin", "/sbin"];
-
-/// Where CNI's network configurations are, and its plugins: upstream's folder and Debian's.
-const CNI_CONFIGURATIONS: &str = "/etc/cni/net.d";
-const CNI_PLUGINS: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
 
 /// The program that makes the pods' writable disks.
 pub(super) fn mkfs() -> Check {
@@ -148,51 +147,37 @@ pub(super) fn tun(host: &Host) -> Check {
     }
     Check::warn(
         NAME,
-        "/dev/net/tun is missing: pods get no network but loopback",
+        "/dev/net/tun is missing: pods with a network do not start",
         "modprobe tun; in a container, pass the device",
     )
 }
 
-/// CNI's folders. Without them pods have loopback only.
-pub(super) fn cni(host: &Host) -> Check {
+/// The pods' network, which plugins make as somebody configured it.
+pub(super) fn cni(host: &Host, config: &CniConfig) -> Check {
     const NAME: &str = "cni";
-    let configurations = files(&host.path(CNI_CONFIGURATIONS))
-        .filter(|file| {
-            let extension = file.extension().unwrap_or_default();
-            ["conf", "conflist", "json"]
-                .iter()
-                .any(|known| extension == *known)
-        })
-        .count();
-    let plugins = CNI_PLUGINS
-        .into_iter()
-        .find(|folder| files(&host.path(folder)).next().is_some());
-    match (configurations, plugins) {
-        (1.., Some(folder)) => Check::ok(
+    if !config.enabled {
+        let found = "cni.enabled is false: pods have a loopback interface only";
+        return Check::ok(NAME, found);
+    }
+    let inside = |dirs: &[PathBuf]| dirs.iter().map(|dir| host.path(dir)).collect();
+    let config = CniConfig {
+        config_dirs: inside(&config.config_dirs),
+        plugin_dirs: inside(&config.plugin_dirs),
+        ..config.clone()
+    };
+    match network::find(&config) {
+        Ok(name) => Check::ok(NAME, format!("pods join the network {name:?}")),
+        Err(error @ NetworkError::Plugin(_)) => Check::warn(
             NAME,
-            format!("{configurations} in {CNI_CONFIGURATIONS}, plugins in {folder}"),
+            format!("no pod starts: {}", chain(&error)),
+            "install containernetworking-plugins, or the network's own",
         ),
-        (0, _) => Check::warn(
+        Err(error) => Check::warn(
             NAME,
-            format!("no network in {CNI_CONFIGURATIONS}: pods get none but loopback"),
-            "install a network for the cluster, or write a conflist",
-        ),
-        (_, None) => Check::warn(
-            NAME,
-            format!(
-                "no plugins in {}: pods get no network but loopback",
-                CNI_PLUGINS.join(" or ")
-            ),
-            "install containernetworking-plugins",
+            format!("no pod starts: {}", chain(&error)),
+            "install a network for the cluster, write a conflist, or set cni.enabled = false",
         ),
     }
-}
-
-fn files(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
-    let entries = fs::read_dir(folder).into_iter().flatten();
-    entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.is_file())
 }
 
 #[cfg(test)]
@@ -213,6 +198,8 @@ mod tests {
         (root, host)
     }
 
+    const NETWORK: &str = r#"{"name":"pods","cniVersion":"1.0.0","type":"bridge"}"#;
+
     #[test]
     fn bare_host_warns_about_what_pods_can_do_without() {
         let (_root, host) = host(&[]);
@@ -220,7 +207,7 @@ mod tests {
             cgroup(&host),
             overlay(&host),
             tun(&host),
-            cni(&host),
+            cni(&host, &CniConfig::default()),
             memory(&host, 1),
         ] {
             assert_eq!(check.verdict, Verdict::Warn, "{check:?}");
@@ -238,14 +225,17 @@ mod tests {
                 "MemTotal: 8 kB\nMemAvailable:   1048576 kB\n",
             ),
             ("dev/net/tun", ""),
-            ("etc/cni/net.d/10-bridge.conflist", "{}"),
+            ("etc/cni/net.d/10-bridge.conflist", NETWORK),
             ("usr/lib/cni/bridge", ""),
         ]);
+        let program = host.path("/usr/lib/cni/bridge");
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(program, executable).unwrap();
         for check in [
             cgroup(&host),
             overlay(&host),
             tun(&host),
-            cni(&host),
+            cni(&host, &CniConfig::default()),
             memory(&host, 1024),
         ] {
             assert_eq!(check.verdict, Verdict::Ok, "{check:?}");
@@ -255,8 +245,22 @@ mod tests {
 
     #[test]
     fn network_without_plugins_names_the_package() {
-        let (_root, host) = host(&[("etc/cni/net.d/10-bridge.conflist", "{}")]);
-        assert!(cni(&host).advice.contains("containernetworking-plugins"));
+        let (_root, host) = host(&[("etc/cni/net.d/10-bridge.conflist", NETWORK)]);
+        assert!(
+            cni(&host, &CniConfig::default())
+                .advice
+                .contains("containernetworking-plugins")
+        );
+    }
+
+    #[test]
+    fn host_whose_pods_have_no_network_needs_none() {
+        let (_root, host) = host(&[]);
+        let config = CniConfig {
+            enabled: false,
+            ..Default::default()
+        };
+        assert_eq!(cni(&host, &config).verdict, Verdict::Ok);
     }
 
     #[test]

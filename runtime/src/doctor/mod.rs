@@ -117,7 +117,7 @@ pub(crate) fn examine(config: Result<Config, ConfigError>) -> Report {
         host::cgroup(&host),
         host::overlay(&host),
         host::tun(&host),
-        host::cni(&host),
+        host::cni(&host, &config.cni),
     ])
 }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <root_dir>/sandboxes/<sandbox id>/sandbox.json
+//!                                   network.json
 //!                                   scratch.img
 //!                                   containers/<container id>.json
 //! ```
@@ -27,6 +28,8 @@ use crate::id::{ContainerId, SandboxId};
 const SANDBOX_FILE: &str = "sandbox.json";
 /// Folder of a sandbox's container records.
 const CONTAINERS_DIR: &str = "containers";
+/// Name of what is recorded of a sandbox's network.
+const NETWORK_FILE: &str = "network.json";
 /// Name of a sandbox's writable disk.
 const SCRATCH_FILE: &str = "scratch.img";
 
@@ -123,6 +126,63 @@ impl Records {
         on_blocking_pool(move || file::remove(&path)).await
     }
 
+    /// Writes what must be known of a sandbox's network to take it out of it. Durable when it returns.
+    ///
+    /// # Errors
+    ///
+    /// When the record cannot be written; the old one is then still there.
+    pub(crate) async fn save_network<T: Serialize>(
+        &self,
+        id: &SandboxId,
+        record: &T,
+    ) -> Result<(), RecordError> {
+        let path = self.sandbox_dir(id).join(NETWORK_FILE);
+        let bytes = file::encode(&path, record)?;
+        on_blocking_pool(move || file::replace(&path, &bytes)).await
+    }
+
+    /// What is recorded of a sandbox's network, if it is in one.
+    ///
+    /// # Errors
+    ///
+    /// When the record cannot be read.
+    pub(crate) async fn network<T: DeserializeOwned + Send + 'static>(
+        &self,
+        id: &SandboxId,
+    ) -> Result<Option<T>, RecordError> {
+        let path = self.sandbox_dir(id).join(NETWORK_FILE);
+        on_blocking_pool(move || file::read(&path)).await
+    }
+
+    /// What is recorded of every sandbox's network.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be listed or a record cannot be read.
+    pub(crate) async fn networks<T: DeserializeOwned + Send + 'static>(
+        &self,
+    ) -> Result<Vec<T>, RecordError> {
+        let root = self.root.clone();
+        on_blocking_pool(move || {
+            let mut records = Vec::new();
+            for name in file::names(&root)? {
+                records.extend(file::read(&root.join(name).join(NETWORK_FILE))?);
+            }
+            Ok(records)
+        })
+        .await
+    }
+
+    /// Removes the record of a sandbox's network. Idempotent.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be removed.
+    pub(crate) async fn forget_network(&self, id: &SandboxId) -> Result<(), RecordError> {
+        let path = self.sandbox_dir(id).join(NETWORK_FILE);
+        on_blocking_pool(move || file::remove(&path)).await
+    }
+
     /// Removes a sandbox's writable disk. Idempotent.
     ///
     /// # Errors
@@ -183,6 +243,33 @@ impl Records {
         }
         Ok(records)
     }
+}
+
+/// Reads a record outside the folder; `None` when there is none. Blocking.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RecordError> {
+    file::read(path)
+}
+
+/// Writes a record outside the folder. Durable when it returns. Blocking.
+///
+/// # Errors
+///
+/// When it cannot be written; the old one is then still there.
+pub(crate) fn write<T: Serialize>(path: &Path, record: &T) -> Result<(), RecordError> {
+    file::replace(path, &file::encode(path, record)?)
+}
+
+/// Removes a record outside the folder. Idempotent. Blocking.
+///
+/// # Errors
+///
+/// When it cannot be removed.
+pub(crate) fn forget(path: &Path) -> Result<(), RecordError> {
+    file::remove(path)
 }
 
 async fn on_blocking_pool<T: Send + 'static>(

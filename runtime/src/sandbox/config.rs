@@ -1,6 +1,7 @@
 //! What a pod asks for, checked, in the form that its record keeps.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 
 use isopod_proto::cri;
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::size::GuestSize;
 use crate::config::VmConfig;
 use crate::field::FieldError;
+use crate::network::PortMapping;
 
 /// Longest host name (`gethostname(2)`, `HOST_NAME_MAX`).
 const HOSTNAME_MAX: usize = 64;
@@ -30,6 +32,9 @@ pub(crate) struct PodConfig {
     pub(crate) log_directory: PathBuf,
     /// What the pod's resolver is told.
     pub(crate) dns: Dns,
+    /// Ports of the node that lead to the pod.
+    #[serde(default)]
+    pub(crate) port_mappings: Vec<PortMapping>,
     /// For selection.
     pub(crate) labels: BTreeMap<String, String>,
     /// For others.
@@ -59,7 +64,7 @@ pub(crate) struct Dns {
 }
 
 impl PodConfig {
-    /// Checks a request's configuration.
+    /// Checks a request's configuration. `networks`: pods have one.
     ///
     /// # Errors
     ///
@@ -67,6 +72,7 @@ impl PodConfig {
     pub(crate) fn check(
         config: cri::PodSandboxConfig,
         defaults: &VmConfig,
+        networks: bool,
     ) -> Result<Self, FieldError> {
         let metadata = config
             .metadata
@@ -80,13 +86,7 @@ impl PodConfig {
             let reason = "is not an absolute path without `..`";
             return Err(FieldError::new("config.log_directory", reason));
         }
-        FieldError::refuse_if(
-            config
-                .port_mappings
-                .iter()
-                .any(|mapping| mapping.host_port > 0),
-            "config.port_mappings.host_port",
-        )?;
+        let port_mappings = check_port_mappings(&config.port_mappings, networks)?;
         FieldError::refuse_if(config.windows.is_some(), "config.windows")?;
         let linux = config.linux.unwrap_or_default();
         let size = GuestSize::of(&linux, defaults);
@@ -105,6 +105,7 @@ impl PodConfig {
                 searches: dns.searches,
                 options: dns.options,
             },
+            port_mappings,
             labels: config.labels.into_iter().collect(),
             annotations: config.annotations.into_iter().collect(),
             sysctls: linux.sysctls.into_iter().collect(),
@@ -127,6 +128,48 @@ impl PodConfig {
 /// Whether a path is absolute and goes nowhere but down.
 fn is_plain_absolute(path: &Path) -> bool {
     path.is_absolute() && !path.components().any(|part| part == Component::ParentDir)
+}
+
+/// Those that lead somewhere: the kubelet sends every port that a container names, most of them
+/// without one of the node.
+fn check_port_mappings(
+    mappings: &[cri::PortMapping],
+    networks: bool,
+) -> Result<Vec<PortMapping>, FieldError> {
+    let host_port = "config.port_mappings.host_port";
+    let port = |field: &str, port: i32| {
+        u16::try_from(port)
+            .ok()
+            .filter(|port| *port > 0)
+            .ok_or_else(|| FieldError::new(field, "is not a port (1 to 65535)"))
+    };
+    let mut checked = Vec::new();
+    for mapping in mappings.iter().filter(|mapping| mapping.host_port != 0) {
+        if !networks {
+            let reason = "leads to no pod: cni.enabled is false, and pods have no network";
+            return Err(FieldError::new(host_port, reason));
+        }
+        let ip = &mapping.host_ip;
+        if !ip.is_empty() && ip.parse::<IpAddr>().is_err() {
+            let reason = "is not an IP address";
+            return Err(FieldError::new("config.port_mappings.host_ip", reason));
+        }
+        checked.push(PortMapping {
+            protocol: match mapping.protocol() {
+                cri::Protocol::Tcp => "tcp",
+                cri::Protocol::Udp => "udp",
+                cri::Protocol::Sctp => "sctp",
+            }
+            .to_owned(),
+            container_port: port(
+                "config.port_mappings.container_port",
+                mapping.container_port,
+            )?,
+            host_port: port(host_port, mapping.host_port)?,
+            host_ip: ip.clone(),
+        });
+    }
+    Ok(checked)
 }
 
 fn check_hostname(name: &str) -> Result<(), FieldError> {
@@ -189,14 +232,14 @@ mod tests {
     fn refused(change: impl FnOnce(&mut cri::PodSandboxConfig)) -> String {
         let mut config = config();
         change(&mut config);
-        PodConfig::check(config, &VmConfig::default())
+        PodConfig::check(config, &VmConfig::default(), false)
             .unwrap_err()
             .field
     }
 
     #[test]
     fn smallest_configuration_is_enough() {
-        let checked = PodConfig::check(config(), &VmConfig::default()).unwrap();
+        let checked = PodConfig::check(config(), &VmConfig::default(), false).unwrap();
         assert_eq!(checked.full_name(), "web_default_u1_2");
         assert!(checked.shares_pids);
     }
@@ -253,5 +296,34 @@ mod tests {
             }),
             "config.port_mappings.host_port"
         );
+    }
+
+    #[test]
+    fn ports_of_the_node_are_kept_and_others_mean_nothing() {
+        let mut config = config();
+        let mapping = |host_port, container_port, protocol: cri::Protocol| cri::PortMapping {
+            protocol: protocol.into(),
+            container_port,
+            host_port,
+            host_ip: "127.0.0.1".into(),
+        };
+        config.port_mappings = vec![
+            mapping(0, 80, cri::Protocol::Tcp),
+            mapping(8053, 53, cri::Protocol::Udp),
+        ];
+        let checked = PodConfig::check(config.clone(), &VmConfig::default(), true).unwrap();
+        assert_eq!(
+            checked.port_mappings,
+            [PortMapping {
+                protocol: "udp".into(),
+                container_port: 53,
+                host_port: 8053,
+                host_ip: "127.0.0.1".into()
+            }]
+        );
+        for (host_port, container_port) in [(-1, 80), (70_000, 80), (80, 0), (80, 70_000)] {
+            config.port_mappings = vec![mapping(host_port, container_port, cri::Protocol::Tcp)];
+            assert!(PodConfig::check(config.clone(), &VmConfig::default(), true).is_err());
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What can go wrong with a sandbox.
 
 use crate::field::FieldError;
+use crate::network::NetworkError;
 use crate::record::RecordError;
 use crate::sandbox::scratch::ScratchError;
 use crate::table::{LookupError, NameTaken};
@@ -32,6 +33,9 @@ pub(crate) enum SandboxError {
     /// The machine.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// The network.
+    #[error("the pod's network")]
+    Network(#[from] NetworkError),
     /// The writable disk.
     #[error("making the sandbox's writable disk")]
     Scratch(#[from] ScratchError),

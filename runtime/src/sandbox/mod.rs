@@ -1,4 +1,4 @@
-//! Sandboxes: a pod, its virtual machine and its writable disk.
+//! Sandboxes: a pod, its virtual machine, its network and its writable disk.
 //!
 //! One [`Sandboxes`] holds them all. The CRI's methods call it from their tasks; one task per
 //! sandbox waits for the end of its machine. A sandbox lives from RunPodSandbox to
@@ -9,7 +9,8 @@
 //!             run                         stop, or the machine ends
 //!   (starting) ───────────────> READY ──────────────────────────────> NOTREADY ──> (removed)
 //!       │                                                                 ^  remove
-//!       └──> undone: no trace                 a daemon that starts finds it ended ┘
+//!       ├──> undone: no trace                 a daemon that starts finds it ended │
+//!       └──> what cannot be undone stays until it can be removed ─────────────────┘
 //! ```
 //!
 //! The record on disk says `starting` before anything else exists, and is `ready` before anybody
@@ -37,7 +38,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, watch};
 
-pub(crate) use self::config::PodConfig;
+pub(crate) use self::config::{Dns, PodConfig};
 pub(crate) use self::error::SandboxError;
 pub(crate) use self::record::{SandboxPhase, SandboxRecord};
 pub(crate) use self::scratch::ScratchError;
@@ -46,6 +47,7 @@ pub(crate) use self::undo::Undo;
 pub(crate) use self::volumes::{Propagation, Volume, Volumes};
 use crate::config::{Config, VmConfig};
 use crate::id::SandboxId;
+use crate::network::{Networks, PodNetwork};
 use crate::record::Records;
 use crate::table::{Names, Reservation, Table};
 use crate::vm::{Vm, VmEnd};
@@ -63,6 +65,7 @@ pub(crate) struct Sandboxes {
     state_dir: PathBuf,
     records: Records,
     scratch: Arc<ScratchTemplate>,
+    networks: Arc<Networks>,
     table: Table<Sandbox>,
     names: Names,
 }
@@ -81,6 +84,7 @@ pub(crate) struct Sandbox {
     /// What of the host its guest can find.
     pub(crate) volumes: Volumes,
     vm: Option<Arc<Vm>>,
+    network: Mutex<Option<PodNetwork>>,
     state: watch::Sender<SandboxState>,
     stopping: AtomicBool,
     gate: Arc<RwLock<()>>,
@@ -118,7 +122,11 @@ impl Sandboxes {
     /// # Errors
     ///
     /// When the folder of sandboxes cannot be made.
-    pub(crate) fn open(config: &Config, records: Records) -> Result<Self, SandboxError> {
+    pub(crate) fn open(
+        config: &Config,
+        records: Records,
+        networks: Arc<Networks>,
+    ) -> Result<Self, SandboxError> {
         let state_dir = config.state_dir.join("sandboxes");
         create_private_dir(&state_dir)?;
         Ok(Self {
@@ -129,6 +137,7 @@ impl Sandboxes {
             config: config.vm.clone(),
             state_dir,
             records,
+            networks,
             table: Table::default(),
             names: Names::default(),
         })
@@ -193,6 +202,14 @@ impl Sandbox {
     /// Whether it takes containers.
     pub(crate) fn state(&self) -> SandboxState {
         self.state.borrow().clone()
+    }
+
+    /// Where it is in the network; nowhere when it has none, or none any more.
+    pub(crate) fn network(&self) -> Option<PodNetwork> {
+        self.network
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Its machine, running or not; none when an earlier daemon's has ended.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{PodConfig, Sandbox, SandboxState};
 use crate::id::SandboxId;
+use crate::network::PodNetwork;
 use crate::vm::{ProcessId, VmEnd};
 
 /// What the next daemon must know of a sandbox.
@@ -22,6 +23,9 @@ pub(crate) struct SandboxRecord {
     /// The VMM's process, once there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) vmm: Option<ProcessId>,
+    /// Where it is in the network, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) network: Option<PodNetwork>,
     /// How the machine ended, when nobody asked it to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) end: Option<VmEnd>,
@@ -53,6 +57,7 @@ impl Sandbox {
             handler: self.handler.clone(),
             created_at_ns: self.created_at_ns,
             vmm: self.vm.as_ref().map(|vm| vm.process_id()),
+            network: self.network(),
             end,
         }
     }

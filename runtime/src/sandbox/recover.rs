@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!  record      process     becomes
-//!  starting    any         undone: killed, folders removed
+//!  starting    any         undone: killed, detached, folders removed; NOTREADY if that fails
 //!  ready       runs        READY, adopted
 //!  ready       gone        NOTREADY, with the VMM's last words
 //!  not-ready   any         NOTREADY, killed
-//!  none        any         killed, folders removed
+//!  none        any         killed, detached, folders removed
 //!  unreadable  any         left alone, and said so
 //! ```
 
@@ -89,17 +89,67 @@ impl Sandboxes {
         }
         match record {
             Some(record) if record.phase != SandboxPhase::Starting && record.id == *id => {
-                self.adopt(record, dir).await.map(Some)
+                let name = self.reserve(&record)?;
+                self.adopt(record, dir, name).await.map(Some)
             }
             half_made => {
-                if let Some(process) = half_made.and_then(|record| record.vmm) {
+                if let Some(process) = half_made.as_ref().and_then(|record| record.vmm) {
                     kill_leftover(&dir, process).await?;
                 }
                 tracing::info!(sandbox_id = %id, "removing a sandbox that was never finished");
                 remove_dir(dir).await?;
+                match (self.networks.detach(id).await, half_made) {
+                    (Ok(()), _) => {}
+                    (Err(error), Some(record)) if record.id == *id => {
+                        let error = chain(&error);
+                        tracing::warn!(sandbox_id = %id, error, "it stays in the network");
+                        let name = self.reserve(&record)?;
+                        return self.keep(record, name).await.map(Some);
+                    }
+                    (Err(error), _) => return Err(error.into()),
+                }
                 self.records.forget_sandbox(id).await?;
                 Ok(None)
             }
+        }
+    }
+
+    fn reserve(&self, record: &SandboxRecord) -> Result<Reservation, SandboxError> {
+        let name = record.config.full_name();
+        Ok(self.names.reserve(name, record.id.as_str())?)
+    }
+
+    /// Keeps a sandbox that was never ready and cannot be undone, so that its removal can.
+    pub(super) async fn keep(
+        self: &Arc<Self>,
+        mut record: SandboxRecord,
+        name: Reservation,
+    ) -> Result<Arc<Sandbox>, SandboxError> {
+        record.phase = SandboxPhase::NotReady;
+        record.vmm = None;
+        self.records.save_sandbox(&record.id, &record).await?;
+        let dir = self.state_dir(&record.id);
+        self.adopt(record, dir, name).await
+    }
+
+    /// Asks whether the sandboxes' networks still are as they were made, and throws away what is
+    /// left of others.
+    pub(crate) async fn check_networks(&self) {
+        for sandbox in self.list() {
+            if sandbox.state() == SandboxState::Ready
+                && let Err(error) = self.networks.check(&sandbox.id).await
+            {
+                let error = chain(&error);
+                tracing::warn!(sandbox_id = %sandbox.id, error, "a network is not what it was");
+            }
+        }
+        if self.networks.is_enabled()
+            && let Err(error) = self.networks.collect_garbage().await
+        {
+            tracing::warn!(
+                error = chain(&error),
+                "could not collect a network's garbage"
+            );
         }
     }
 
@@ -107,10 +157,8 @@ impl Sandboxes {
         self: &Arc<Self>,
         record: SandboxRecord,
         dir: PathBuf,
+        name: Reservation,
     ) -> Result<Arc<Sandbox>, SandboxError> {
-        let name = self
-            .names
-            .reserve(record.config.full_name(), record.id.as_str())?;
         let vm = match (record.phase, record.vmm) {
             (SandboxPhase::Ready, Some(process)) => Vm::adopt(dir.clone(), process)?,
             _ => None,
@@ -178,6 +226,7 @@ fn sandbox(
         created_at_ns: record.created_at_ns,
         volumes: Volumes::default(),
         vm,
+        network: std::sync::Mutex::new(record.network),
         state: watch::Sender::new(state),
         stopping: false.into(),
         gate: Arc::default(),

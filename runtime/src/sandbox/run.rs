@@ -9,7 +9,6 @@ use std::time::Duration;
 use isopod_proto::agent::{Dns, SetUpSandboxRequest};
 use isopod_proto::vmm::{Disk, Extent, StartRequest};
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -17,8 +16,11 @@ use super::{
     PodConfig, SCRATCH_SERIAL, Sandbox, SandboxError, SandboxPhase, SandboxRecord, SandboxState,
     Sandboxes, Undo, Volumes, create_private_dir, remove_dir,
 };
+use crate::chain::chain;
 use crate::clock;
 use crate::id::SandboxId;
+use crate::network::Attached;
+use crate::table::Reservation;
 use crate::vm::{Launch, Peer, Vm, VmError};
 
 /// Name under which the writable disk is handed to the VMM.
@@ -48,10 +50,11 @@ impl Sandboxes {
             handler,
             created_at_ns: clock::now_ns(),
             vmm: None,
+            network: None,
             end: None,
         };
         let mut undo = Undo::default();
-        match self.make(record, &mut undo, cancel).await {
+        match self.make(record.clone(), &mut undo, cancel).await {
             Ok(sandbox) => {
                 *sandbox
                     .name
@@ -61,7 +64,8 @@ impl Sandboxes {
                 Ok(id)
             }
             Err(error) => {
-                undo.unwind().await;
+                let undone = undo.unwind().await;
+                self.forget_or_keep(record, name, undone).await;
                 Err(error)
             }
         }
@@ -73,23 +77,30 @@ impl Sandboxes {
         undo: &mut Undo,
         cancel: &CancellationToken,
     ) -> Result<Sandbox, SandboxError> {
-        self.begin(&record, undo).await?;
-        let vm = self.launch(&record.id, undo).await?;
-        record.vmm = Some(vm.process_id());
-        // The boot alone takes long and may be left in the middle; the other steps run to their
-        // ends, so that undoing them never overtakes them.
-        let boot = async {
-            tokio::select! {
-                biased;
-                booted = self.boot(&vm, &record) => booted,
-                () = cancel.cancelled() => Err(SandboxError::Cancelled),
-            }
+        // Before anything else exists.
+        self.records.save_sandbox(&record.id, &record).await?;
+        let (networks, id) = (Arc::clone(&self.networks), record.id.clone());
+        undo.push("leave the network", move || async move {
+            networks.detach(&id).await
+        });
+        // The one that fails ends the other.
+        let both = cancel.child_token();
+        let pod = record.clone();
+        let (attached, started) = tokio::join!(
+            ending(&both, self.networks.attach(&pod.id, &pod.config, &both)),
+            ending(&both, self.start(&mut record, undo, &both)),
+        );
+        let (attached, vm) = match (attached, started) {
+            (Ok(attached), Ok(vm)) => (attached, vm),
+            (Err(network), Err(SandboxError::Cancelled) | Ok(_)) => return Err(network.into()),
+            (_, Err(error)) => return Err(error),
         };
-        // Until the process is noted, a daemon that starts finds the VMM by its folder.
-        let note = self.records.save_sandbox(&record.id, &record);
-        let (booted, noted) = tokio::join!(boot, note);
-        booted?;
-        noted?;
+        record.network = attached.as_ref().map(|attached| attached.network.clone());
+        tokio::select! {
+            biased;
+            set_up = self.set_up(&vm, &record, attached) => set_up?,
+            () = cancel.cancelled() => return Err(SandboxError::Cancelled),
+        }
         let sandbox = Sandbox {
             id: record.id,
             config: record.config,
@@ -97,6 +108,7 @@ impl Sandboxes {
             created_at_ns: record.created_at_ns,
             volumes: Volumes::default(),
             vm: Some(vm),
+            network: std::sync::Mutex::new(record.network),
             state: watch::Sender::new(SandboxState::Ready),
             stopping: false.into(),
             gate: Arc::default(),
@@ -110,13 +122,53 @@ impl Sandboxes {
         Ok(sandbox)
     }
 
-    /// The record, before anything else exists.
-    async fn begin(&self, record: &SandboxRecord, undo: &mut Undo) -> Result<(), SandboxError> {
-        let (records, id) = (self.records.clone(), record.id.clone());
-        undo.push("remove the record", move || async move {
-            records.forget_sandbox(&id).await
-        });
-        Ok(self.records.save_sandbox(&record.id, record).await?)
+    /// The last step of undoing, if all others were done. Otherwise the sandbox stays known, so that
+    /// whoever asked for it can have it removed.
+    async fn forget_or_keep(
+        self: &Arc<Self>,
+        record: SandboxRecord,
+        name: Reservation,
+        undone: bool,
+    ) {
+        let id = record.id.clone();
+        let done = match undone {
+            true => self
+                .records
+                .forget_sandbox(&id)
+                .await
+                .map_err(SandboxError::from),
+            false => self.keep(record, name).await.map(drop),
+        };
+        if let Err(error) = done {
+            let error = chain(&error);
+            tracing::warn!(sandbox_id = %id, error, "what is left waits for the next daemon");
+        }
+    }
+
+    /// A VMM whose guest's agent answers.
+    async fn start(
+        &self,
+        record: &mut SandboxRecord,
+        undo: &mut Undo,
+        cancel: &CancellationToken,
+    ) -> Result<Arc<Vm>, SandboxError> {
+        let vm = self.launch(&record.id, undo).await?;
+        record.vmm = Some(vm.process_id());
+        // The boot alone takes long and may be left in the middle; the other steps run to their
+        // ends, so that undoing them never overtakes them.
+        let boot = async {
+            tokio::select! {
+                biased;
+                booted = self.boot(&vm, record) => booted,
+                () = cancel.cancelled() => Err(SandboxError::Cancelled),
+            }
+        };
+        // Until the process is noted, a daemon that starts finds the VMM by its folder.
+        let note = self.records.save_sandbox(&record.id, record);
+        let (booted, noted) = tokio::join!(boot, note);
+        booted?;
+        noted?;
+        Ok(vm)
     }
 
     /// The folder, the writable disk and the VMM's process.
@@ -163,7 +215,7 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// From a VMM that waits to a guest that is set up.
+    /// From a VMM that waits to an agent that answers.
     #[tracing::instrument(level = "debug", skip_all)]
     async fn boot(&self, vm: &Vm, record: &SandboxRecord) -> Result<(), SandboxError> {
         let size = record.config.size;
@@ -190,38 +242,67 @@ impl Sandboxes {
             .instrument(tracing::debug_span!("start"))
             .await?;
         let limit = Duration::from_millis(self.config.start_timeout_ms);
-        let deadline = Instant::now() + limit;
         vm.wait_for_agent(limit)
             .instrument(tracing::debug_span!("wait_for_agent"))
             .await?;
-        let request = set_up_request(record);
-        let set_up = vm
-            .set_up_sandbox(&request)
-            .instrument(tracing::debug_span!("set_up"));
-        let (peer, method) = (Peer::Agent, "SetUpSandbox");
+        Ok(())
+    }
+
+    /// From an agent that answers to a guest that takes containers.
+    #[tracing::instrument(level = "debug", skip_all)]
+    async fn set_up(
+        &self,
+        vm: &Vm,
+        record: &SandboxRecord,
+        attached: Option<Attached>,
+    ) -> Result<(), SandboxError> {
+        let mut request = set_up_request(record);
+        if let Some(Attached { nics, dns, .. }) = attached {
+            request.dns = Some(resolver(&dns)).into();
+            for nic in nics {
+                request.interfaces.push(nic.interface.clone());
+                vm.add_nic(nic).await?;
+            }
+        }
+        let limit = Duration::from_millis(self.config.start_timeout_ms);
+        let set_up = tokio::time::timeout(limit, vm.set_up_sandbox(&request)).await;
         let late = VmError::Timeout {
-            peer,
-            method,
+            peer: Peer::Agent,
+            method: "SetUpSandbox",
             limit,
         };
-        let set_up = tokio::time::timeout_at(deadline, set_up).await;
         Ok(set_up.unwrap_or(Err(late))?)
+    }
+}
+
+/// Ends the other half of the work when this one fails.
+async fn ending<T, E>(
+    both: &CancellationToken,
+    half: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let done = half.await;
+    if done.is_err() {
+        both.cancel();
+    }
+    done
+}
+
+fn resolver(dns: &super::Dns) -> Dns {
+    Dns {
+        servers: dns.servers.clone(),
+        searches: dns.searches.clone(),
+        options: dns.options.clone(),
+        ..Default::default()
     }
 }
 
 fn set_up_request(record: &SandboxRecord) -> SetUpSandboxRequest {
     let pod = &record.config;
-    let dns = Dns {
-        servers: pod.dns.servers.clone(),
-        searches: pod.dns.searches.clone(),
-        options: pod.dns.options.clone(),
-        ..Default::default()
-    };
     SetUpSandboxRequest {
         sandbox_id: record.id.to_string(),
         hostname: pod.hostname.clone(),
         sysctls: pod.sysctls.clone().into_iter().collect(),
-        dns: Some(dns).into(),
+        dns: Some(resolver(&pod.dns)).into(),
         scratch_serial: SCRATCH_SERIAL.to_owned(),
         clock_ns: clock::now_ns(),
         ..Default::default()

@@ -42,13 +42,16 @@ impl Undo {
     }
 
     /// Undoes everything, the last step first. A step that fails is logged and does not keep the
-    /// others from being undone.
-    pub(crate) async fn unwind(mut self) {
+    /// others from being undone. True when none failed.
+    pub(crate) async fn unwind(mut self) -> bool {
+        let mut undone = true;
         while let Some((name, step)) = self.steps.pop() {
             if let Err(error) = step().await {
                 tracing::warn!(step = name, error, "could not undo");
+                undone = false;
             }
         }
+        undone
     }
 }
 
@@ -73,7 +76,7 @@ mod tests {
                 }
             });
         }
-        undo.unwind().await;
+        assert!(!undo.unwind().await);
         assert_eq!(*done.lock().unwrap(), [2, 1, 0]);
     }
 }

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use isopod_proto::vmm::{
-    AddDiskRequest, AddVolumeRequest, CloseLogRequest, Disk, OpenLogRequest, RemoveDiskRequest,
-    RemoveVolumeRequest, ReopenLogRequest, ShutDownRequest, StartRequest, StatusRequest,
-    StatusResponse, WaitLogRequest,
+    AddDiskRequest, AddNicRequest, AddVolumeRequest, CloseLogRequest, Disk, Nic, OpenLogRequest,
+    RemoveDiskRequest, RemoveVolumeRequest, ReopenLogRequest, ShutDownRequest, StartRequest,
+    StatusRequest, StatusResponse, WaitLogRequest,
 };
 use isopod_proto::vmm_ttrpc::MachineClient;
 use ttrpc::context::Context;
@@ -73,6 +73,19 @@ impl Control {
         let answer = client.add_disk(Context::default(), &request);
         self.link
             .call("AddDisk", Some(LIMIT), answer)
+            .await
+            .map(drop)
+    }
+
+    pub(super) async fn add_nic(&self, nic: Nic) -> Result<(), VmError> {
+        let client = self.client().await?;
+        let request = AddNicRequest {
+            nic: Some(nic).into(),
+            ..Default::default()
+        };
+        let answer = client.add_nic(Context::default(), &request);
+        self.link
+            .call("AddNic", Some(LIMIT), answer)
             .await
             .map(drop)
     }

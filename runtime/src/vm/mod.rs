@@ -51,6 +51,7 @@ pub(crate) use self::process::{ProcessId, find_vmms};
 pub(crate) use self::spawn::Launch;
 pub(crate) use self::stream::{Output, ProcessInput, ProcessOutput, ProcessStream, StreamError};
 use crate::id::{ContainerId, ExecId};
+use crate::network::Nic;
 
 /// The control service's socket, in the sandbox's folder.
 const CONTROL_SOCKET: &str = "control.sock";
@@ -206,6 +207,29 @@ impl Vm {
     /// When the serial is in use or the bus is full.
     pub(crate) async fn add_disk(&self, disk: Disk) -> Result<(), VmError> {
         self.control.add_disk(disk).await
+    }
+
+    /// Puts a network interface on the guest's bus.
+    ///
+    /// # Errors
+    ///
+    /// When its name is in use, the bus is full, or a queue is not a tap's.
+    pub(crate) async fn add_nic(&self, nic: Nic) -> Result<(), VmError> {
+        let Nic { interface, queues } = nic;
+        let mut message = isopod_proto::vmm::Nic {
+            mac: interface.mac,
+            mtu: interface.mtu,
+            ..Default::default()
+        };
+        let mut files = Vec::with_capacity(queues.len());
+        for (number, queue) in queues.into_iter().enumerate() {
+            let descriptor = format!("nic-{}-{number}", interface.name);
+            message.descriptors.push(descriptor.clone());
+            files.push((descriptor, queue));
+        }
+        message.name = interface.name;
+        self.send(files).await?;
+        self.control.add_nic(message).await
     }
 
     /// Takes a disk off the bus. Idempotent.

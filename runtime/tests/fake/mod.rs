@@ -28,6 +28,17 @@ fn vmm() -> Result<PathBuf> {
 
 /// Runs a test on a node with an image, and the leak check at its end.
 pub(crate) fn on_fake(start_timeout_ms: i64, test: impl FnOnce(&Node) -> Result<()>) -> Result<()> {
+    on_fake_with(
+        |options| options.vm("start_timeout_ms", start_timeout_ms),
+        test,
+    )
+}
+
+/// [`on_fake`], with more options.
+pub(crate) fn on_fake_with(
+    more: impl FnOnce(Options) -> Options,
+    test: impl FnOnce(&Node) -> Result<()>,
+) -> Result<()> {
     let registry = Tampered::busybox(Fault::None)?;
     let options = Options::host()
         .images(Images::Endpoint(registry.host()))
@@ -36,6 +47,6 @@ pub(crate) fn on_fake(start_timeout_ms: i64, test: impl FnOnce(&Node) -> Result<
         .vm("vmm", vmm()?.display().to_string())
         .vm("kvm", "/dev/null")
         .vm("scratch_mib", 64)
-        .vm("start_timeout_ms", start_timeout_ms);
-    run(options, test)
+        .vm("start_timeout_ms", START_TIMEOUT_MS);
+    run(more(options), test)
 }

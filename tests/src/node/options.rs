@@ -7,6 +7,7 @@ use toml::{Table, Value};
 
 use super::{Node, REGISTRY};
 use crate::environment;
+use crate::network::{Cni, PLUGINS};
 
 /// Where images come from.
 #[derive(Debug, Clone)]
@@ -43,6 +44,8 @@ pub struct Options {
     vm: Table,
     /// Keys of the configuration's `[registry]`.
     registry: Table,
+    /// Keys of the configuration's `[cni]`; pods have loopback only unless the test wants more.
+    cni: Table,
 }
 
 /// How long a guest may take to start, unless the test is about that.
@@ -69,6 +72,7 @@ impl Options {
             initramfs: None,
             vm: Table::new(),
             registry: Table::new(),
+            cni: [("enabled".to_owned(), false.into())].into_iter().collect(),
         }
     }
 
@@ -114,6 +118,25 @@ impl Options {
         self
     }
 
+    /// Pods join the network that `cni` configures.
+    #[must_use]
+    pub fn network(mut self, cni: &Cni) -> Self {
+        let text = |path: PathBuf| Value::from(path.display().to_string());
+        let plugins = vec![text(cni.plugin_dir()), PLUGINS.into()];
+        self.cni.insert("enabled".into(), true.into());
+        self.cni
+            .insert("config_dirs".into(), vec![text(cni.config_dir())].into());
+        self.cni.insert("plugin_dirs".into(), plugins.into());
+        self
+    }
+
+    /// Another value of a key in the configuration's `[cni]`.
+    #[must_use]
+    pub fn cni(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.cni.insert(key.to_owned(), value.into());
+        self
+    }
+
     pub(super) fn needs_kvm(&self) -> bool {
         self.kvm
     }
@@ -144,6 +167,7 @@ impl Options {
         config.insert("log_level".into(), "info,isopod=debug".into());
         config.insert("vm".into(), vm.into());
         let mut settings = self.registry.clone();
+        config.insert("cni".into(), self.cni.clone().into());
         if let Some(host) = registry {
             let mut endpoint = Table::new();
             endpoint.insert("host".into(), host.into());

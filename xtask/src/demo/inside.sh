@@ -32,6 +32,8 @@ vmm = "$BINARIES/isopod-vmm"
 kernel = "$KERNEL"
 initramfs = "$INITRAMFS"
 start_timeout_ms = 120000
+[cni]
+enabled = false
 [registry.mirrors]
 "registry.test" = [{ host = "127.0.0.1:$port", plain_http = true }]
 END

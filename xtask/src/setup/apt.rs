@@ -98,6 +98,21 @@ const PACKAGES: &[(&str, &[Need], &str)] = &[
         "ext4 for the lab's disk and pods' writable disks",
     ),
     (
+        "containernetworking-plugins",
+        &[Need::Node],
+        "CNI plugins, which make the pods' networks",
+    ),
+    (
+        "iproute2",
+        &[Need::Node],
+        "looks at the pods' networks in tests",
+    ),
+    (
+        "iptables",
+        &[Need::Node],
+        "what the CNI plugin portmap makes rules with",
+    ),
+    (
         "erofs-utils",
         &[Need::TestImages],
         "fsck.erofs, which checks images' read-only disks",

@@ -14,7 +14,7 @@ fn pod() -> PodConfig {
         hostname: "pod-1".into(),
         ..Default::default()
     };
-    PodConfig::check(config, &VmConfig::default()).unwrap()
+    PodConfig::check(config, &VmConfig::default(), false).unwrap()
 }
 
 fn plan(config: &cri::ContainerConfig, of_image: &str) -> Result<(Plan, Value), FieldError> {

@@ -9,6 +9,7 @@ use tracing::Instrument;
 use super::cni::{Attachment, CniResult};
 use super::link::Links;
 use super::namespace::Namespace;
+use super::pod::Bandwidth;
 use super::{NetworkError, Networks, PodNetwork, blocking, pod, resolver, tap};
 use crate::id::SandboxId;
 use crate::sandbox::{Dns, PodConfig};
@@ -37,6 +38,8 @@ pub(crate) struct Nic {
     pub(crate) interface: Interface,
     /// The queues of the tap, whose other end is the network.
     pub(crate) queues: Vec<OwnedFd>,
+    /// How fast the VMM lets packets go.
+    pub(crate) bandwidth: Bandwidth,
 }
 
 impl Networks {
@@ -59,6 +62,12 @@ impl Networks {
         }
         let network = self.load().await?;
         self.plugins.find_all(&network)?;
+        let bandwidth = Bandwidth::of(&pod.annotations)?;
+        // Networks whose plugins do not shape leave it to the VMM.
+        let shaped_by_vmm = match network.takes("bandwidth") {
+            true => Bandwidth::default(),
+            false => bandwidth,
+        };
         let namespace = Namespace::random()?;
         let mut attachment = Attachment {
             network,
@@ -66,7 +75,7 @@ impl Networks {
             netns: namespace.path().to_owned(),
             interface: INTERFACE.to_owned(),
             args: pod::args(id, pod)?,
-            capabilities: pod::capabilities(pod, self.pod_cidr.ip_ranges())?,
+            capabilities: pod::capabilities(pod, bandwidth, self.pod_cidr.ip_ranges()),
             result: None,
         };
         let adding = self.adding.read().await;
@@ -83,7 +92,7 @@ impl Networks {
         attachment.result = Some(result);
         self.records.save_network(id, &attachment).await?;
 
-        let nics = make_nics(&namespace, &links, pod.size.max_vcpus).await?;
+        let nics = make_nics(&namespace, &links, pod.size.max_vcpus, shaped_by_vmm).await?;
         if nics.is_empty() {
             return Err(NetworkError::NoInterface(attachment.network.name));
         }
@@ -106,15 +115,23 @@ async fn make_nics(
     namespace: &Namespace,
     links: &Links,
     vcpus: u32,
+    bandwidth: Bandwidth,
 ) -> Result<Vec<Nic>, NetworkError> {
     let count = vcpus.clamp(1, QUEUES_MAX);
     let mut nics = Vec::new();
-    for link in links.interfaces().await? {
+    let mut found = links.interfaces().await?;
+    // The pod's own comes first, whatever else there is.
+    found.sort_by_key(|link| link.interface.name != INTERFACE);
+    for link in found {
         let pairs = usize::try_from(count).expect("at most QUEUES_MAX");
         let queues = tap::make(namespace, links, &link, pairs).await?;
         let mut interface = link.interface;
         interface.queues = count;
-        nics.push(Nic { interface, queues });
+        nics.push(Nic {
+            interface,
+            queues,
+            bandwidth,
+        });
     }
     Ok(nics)
 }

@@ -60,14 +60,11 @@ pub(super) fn args(id: &SandboxId, pod: &PodConfig) -> Result<Vec<(String, Strin
 }
 
 /// The arguments for capabilities that the pod has something to say to.
-///
-/// # Errors
-///
-/// When an annotation makes no sense.
 pub(super) fn capabilities(
     pod: &PodConfig,
+    bandwidth: Bandwidth,
     ip_ranges: Option<Value>,
-) -> Result<BTreeMap<String, Value>, NetworkError> {
+) -> BTreeMap<String, Value> {
     let mut capabilities = BTreeMap::new();
     let mut add = |name: &str, value: Value| capabilities.insert(name.to_owned(), value);
     if !pod.port_mappings.is_empty() {
@@ -81,7 +78,7 @@ pub(super) fn capabilities(
         });
         add("portMappings", mappings.collect());
     }
-    if let Some(bandwidth) = bandwidth(&pod.annotations)? {
+    if let Some(bandwidth) = bandwidth.argument() {
         add("bandwidth", bandwidth);
     }
     if !pod.dns.servers.is_empty() || !pod.dns.searches.is_empty() {
@@ -95,29 +92,57 @@ pub(super) fn capabilities(
     if let Some(ranges) = ip_ranges {
         add("ipRanges", ranges);
     }
-    Ok(capabilities)
+    capabilities
 }
 
-fn bandwidth(annotations: &BTreeMap<String, String>) -> Result<Option<Value>, FieldError> {
-    let mut limits = Map::new();
-    for (annotation, rate, burst) in [
-        (INGRESS, "ingressRate", "ingressBurst"),
-        (EGRESS, "egressRate", "egressBurst"),
-    ] {
-        let Some(text) = annotations.get(annotation) else {
-            continue;
+/// How fast a pod's packets may go, in bits per second; 0: as fast as they can.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Bandwidth {
+    /// To the pod.
+    pub(crate) ingress: u64,
+    /// From it.
+    pub(crate) egress: u64,
+}
+
+impl Bandwidth {
+    /// What the annotations say.
+    ///
+    /// # Errors
+    ///
+    /// [`FieldError`] for one that makes no sense.
+    pub(super) fn of(annotations: &BTreeMap<String, String>) -> Result<Self, FieldError> {
+        let rate = |annotation: &str| {
+            let Some(text) = annotations.get(annotation) else {
+                return Ok(0);
+            };
+            let bits = quantity(text).filter(|bits| (BANDWIDTH_MIN..=BANDWIDTH_MAX).contains(bits));
+            bits.ok_or_else(|| {
+                let field = format!("config.annotations[{annotation:?}]");
+                FieldError::new(field, "is not a bandwidth between 1k and 1P, such as 10M")
+            })
         };
-        let bits = quantity(text).filter(|bits| (BANDWIDTH_MIN..=BANDWIDTH_MAX).contains(bits));
-        let bits = bits.ok_or_else(|| {
-            let field = format!("config.annotations[{annotation:?}]");
-            FieldError::new(field, "is not a bandwidth between 1k and 1P, such as 10M")
-        })?;
-        limits.insert(rate.to_owned(), bits.into());
-        // A second's worth; the plugin has it in bits, too, and in 32 of them.
-        let most = u64::from(u32::MAX);
-        limits.insert(burst.to_owned(), bits.min(most).into());
+        Ok(Self {
+            ingress: rate(INGRESS)?,
+            egress: rate(EGRESS)?,
+        })
     }
-    Ok((!limits.is_empty()).then_some(Value::Object(limits)))
+
+    /// The capability's argument.
+    fn argument(self) -> Option<Value> {
+        let mut limits = Map::new();
+        for (bits, rate, burst) in [
+            (self.ingress, "ingressRate", "ingressBurst"),
+            (self.egress, "egressRate", "egressBurst"),
+        ] {
+            if bits > 0 {
+                limits.insert(rate.to_owned(), bits.into());
+                // A second's worth; the plugin has it in bits, too, and in 32 of them.
+                let most = u64::from(u32::MAX);
+                limits.insert(burst.to_owned(), bits.min(most).into());
+            }
+        }
+        (!limits.is_empty()).then_some(Value::Object(limits))
+    }
 }
 
 /// A quantity as Kubernetes writes it, without exponents: `1500`, `10M`, `1.5Gi`.
@@ -189,15 +214,16 @@ mod tests {
     fn bandwidth_of_one_direction_says_nothing_of_the_other() {
         let annotations = [(EGRESS.to_owned(), "8M".to_owned())].into();
         let expected = json!({ "egressRate": 8_000_000, "egressBurst": 8_000_000 });
-        assert_eq!(bandwidth(&annotations).unwrap(), Some(expected));
-        assert_eq!(bandwidth(&BTreeMap::new()).unwrap(), None);
+        let bandwidth = Bandwidth::of(&annotations).unwrap();
+        assert_eq!(bandwidth.argument(), Some(expected));
+        assert_eq!(Bandwidth::default().argument(), None);
     }
 
     #[test]
     fn bandwidth_that_makes_no_sense_is_refused_by_name() {
         for text in ["", "fast", "999", "2000P"] {
             let annotations = [(INGRESS.to_owned(), text.to_owned())].into();
-            let error = bandwidth(&annotations).unwrap_err();
+            let error = Bandwidth::of(&annotations).unwrap_err();
             assert!(error.field.contains(INGRESS), "{text}");
         }
     }

@@ -215,10 +215,16 @@ impl Vm {
     ///
     /// When its name is in use, the bus is full, or a queue is not a tap's.
     pub(crate) async fn add_nic(&self, nic: Nic) -> Result<(), VmError> {
-        let Nic { interface, queues } = nic;
+        let Nic {
+            interface,
+            queues,
+            bandwidth,
+        } = nic;
         let mut message = isopod_proto::vmm::Nic {
             mac: interface.mac,
             mtu: interface.mtu,
+            to_guest_bits_per_s: bandwidth.ingress,
+            from_guest_bits_per_s: bandwidth.egress,
             ..Default::default()
         };
         let mut files = Vec::with_capacity(queues.len());

@@ -30,6 +30,8 @@ pub(super) async fn add_nic(
             taps: taps
                 .map(|name| control.descriptors.take(name))
                 .collect::<Result<_, _>>()?,
+            to_guest_rate: request.to_guest_bits_per_s,
+            from_guest_rate: request.from_guest_bits_per_s,
         })?;
         let name = nic.interface_name().to_owned();
         running.machine.add_nic(&name, Box::new(nic))?;

@@ -1,13 +1,17 @@
 //! One run of one plugin (specification, section 2): its configuration on standard input, parameters
 //! in the environment, an answer on standard output.
+#![expect(
+    unsafe_code,
+    reason = "a hook between fork and exec ties a plugin's life to the daemon's"
+)]
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::{AccessFlags, Pid, access};
+use nix::unistd::{AccessFlags, access};
+use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -211,8 +215,13 @@ struct Ended {
 impl Running {
     fn start(program: &Path, plugins: &Plugins, call: &Call<'_>) -> io::Result<Self> {
         let search = std::env::var("PATH").map_or(SBIN.into(), |path| format!("{path}:{SBIN}"));
+        let mut command = Command::new(program);
+        // A plugin that goes on without the daemon would be overtaken by the next daemon's DEL.
+        let hook = || Ok(set_parent_process_death_signal(Some(Signal::KILL))?);
+        // SAFETY: between fork and exec the hook makes one system call, and allocates nothing.
+        unsafe { command.pre_exec(hook) };
         // Plugins that talk to a cluster find it through the daemon's environment.
-        let child = Command::new(program)
+        let child = command
             .env("PATH", search)
             .env("CNI_COMMAND", call.verb)
             .env("CNI_PATH", plugins.path())
@@ -227,7 +236,7 @@ impl Running {
         let group = child.id().and_then(|id| i32::try_from(id).ok());
         Ok(Self {
             child,
-            group: group.map(Pid::from_raw),
+            group: group.and_then(Pid::from_raw),
         })
     }
 
@@ -259,7 +268,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         // The group's number is its first process's, which is not collected before.
         if let Some(group) = self.group {
-            let _gone = killpg(group, Signal::SIGKILL);
+            let _gone = kill_process_group(group, Signal::KILL);
         }
     }
 }

@@ -118,6 +118,13 @@ impl Network {
         }
         Value::Object(config)
     }
+
+    /// Whether a plugin takes arguments for a capability.
+    pub(crate) fn takes(&self, capability: &str) -> bool {
+        self.plugins
+            .iter()
+            .any(|plugin| plugin.capabilities.contains(capability))
+    }
 }
 
 impl Plugin {

@@ -2,10 +2,12 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 use vm_memory::{GuestMemoryMmap, VolatileSlice};
 
 use super::header::{self, HEADER_LEN};
+use super::limiter::Limiter;
 use super::tap::Tap;
 use super::worker::Malformed;
 use super::{FRAME_MAX, PACKET_MAX};
@@ -30,17 +32,27 @@ pub(super) struct FromGuest {
     whole: Vec<u8>,
     /// The guest may have packets.
     pub(super) waiting: bool,
+    limiter: Limiter,
+    /// They have gone too fast, and wait.
+    pub(super) blocked_until: Option<Instant>,
 }
 
 impl FromGuest {
-    pub(super) fn new(active: ActiveQueue, features: u64) -> Self {
+    pub(super) fn new(active: ActiveQueue, features: u64, limiter: Limiter) -> Self {
         Self {
             notifications: Notifications::of(&active.queue),
             active,
             features,
             whole: Vec::new(),
             waiting: true,
+            limiter,
+            blocked_until: None,
         }
+    }
+
+    /// Whether there may be packets that may go.
+    pub(super) fn can_send(&self) -> bool {
+        self.waiting && self.blocked_until.is_none()
     }
 
     /// Sends at most `most` packets. True when the driver wants to hear of it.
@@ -58,6 +70,10 @@ impl FromGuest {
             .map_err(Malformed::queue)?;
         let mut used: Vec<Used> = Vec::with_capacity(BATCH);
         while taken < most {
+            self.blocked_until = self.limiter.blocked_until();
+            if self.blocked_until.is_some() {
+                break;
+            }
             let Some(chain) = Chain::pop(&mut self.active.queue, memory)? else {
                 let queue = &mut self.active.queue;
                 if queue
@@ -91,6 +107,7 @@ impl FromGuest {
         {
             return;
         }
+        self.limiter.take(packet.len());
         let sent = if packet.pieces() < PIECES_PER_CALL {
             let mut frame = Segments::default();
             frame.push(VolatileSlice::from(&mut header[..]));

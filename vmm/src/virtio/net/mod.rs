@@ -9,7 +9,7 @@
 //!  receive queue  <── to_guest.rs <──┐
 //!  (guest)                           worker.rs ── tap.rs ── (host)
 //!  transmit queue ── from_guest.rs ──┘
-//!        header.rs: what the guest may ask of the host's kernel
+//!        header.rs: what the guest may ask of the host's kernel; limiter.rs: how fast packets go
 //!  control queue ── control.rs: how many pairs the guest uses
 //! ```
 //!
@@ -19,6 +19,7 @@
 mod control;
 mod from_guest;
 mod header;
+mod limiter;
 mod tap;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ use serde::Serialize;
 
 use self::control::PairSwitch;
 use self::header::HEADER_LEN;
+use self::limiter::Limiter;
 use self::tap::Tap;
 use self::worker::PairWorker;
 use super::queue_worker::QueueWorker;
@@ -96,6 +98,10 @@ pub(crate) struct NicOptions {
     pub(crate) mtu: u16,
     /// The queues of the tap, 1 to [`PAIRS_MAX`].
     pub(crate) taps: Vec<OwnedFd>,
+    /// Bits per second to the guest; 0: as many as there are.
+    pub(crate) to_guest_rate: u64,
+    /// Bits per second from the guest; 0: as many as there are.
+    pub(crate) from_guest_rate: u64,
 }
 
 /// An interface cannot be made of what was given.
@@ -132,6 +138,8 @@ pub(crate) struct Nic {
     mtu: u16,
     taps: Vec<Tap>,
     queue_sizes: Vec<u16>,
+    /// To the guest, and from it.
+    limiters: (Limiter, Limiter),
     udp_offloads: bool,
     /// Pairs that the driver uses.
     pairs: Arc<AtomicU16>,
@@ -162,7 +170,12 @@ impl Nic {
         for (index, fd) in options.taps.into_iter().enumerate() {
             taps.push(Tap::new(fd).map_err(|source| NicError::Tap { index, source })?);
         }
-        Self::on_taps(options.name, options.mac, options.mtu, taps)
+        let mut nic = Self::on_taps(options.name, options.mac, options.mtu, taps)?;
+        nic.limiters = (
+            Limiter::new(options.to_guest_rate),
+            Limiter::new(options.from_guest_rate),
+        );
+        Ok(nic)
     }
 
     fn on_taps(name: String, mac: [u8; 6], mtu: u16, taps: Vec<Tap>) -> Result<Self, NicError> {
@@ -192,6 +205,7 @@ impl Nic {
             mtu,
             taps,
             queue_sizes,
+            limiters: Default::default(),
             udp_offloads,
             pairs: Arc::new(AtomicU16::new(1)),
             workers: Vec::new(),
@@ -234,6 +248,7 @@ impl Nic {
                 format!("{}-{pair}", self.name),
                 self.taps[pair].try_clone().map_err(failed)?,
                 (rx, tx),
+                self.limiters.clone(),
                 (memory.clone(), features, Arc::clone(&interrupt)),
             )?;
             switch.tell(worker.waker().map_err(failed)?);

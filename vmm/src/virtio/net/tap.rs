@@ -59,6 +59,35 @@ impl Tap {
         })
     }
 
+    /// Queues of a new tap, in the namespace of the thread that asks.
+    #[cfg(test)]
+    pub(super) fn open(name: &str, count: usize) -> io::Result<Vec<OwnedFd>> {
+        nix::ioctl_readwrite_bad!(tun_set_interface, libc::TUNSETIFF, libc::ifreq);
+        let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        if count > 1 {
+            flags |= libc::IFF_MULTI_QUEUE;
+        }
+        let mut request = libc::ifreq {
+            ifr_name: [0; libc::IFNAMSIZ],
+            ifr_ifru: libc::__c_anonymous_ifr_ifru {
+                ifru_flags: libc::c_short::try_from(flags).unwrap(),
+            },
+        };
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from.cast_signed();
+        }
+        let open = || {
+            let tun = std::fs::File::options()
+                .read(true)
+                .write(true)
+                .open("/dev/net/tun")?;
+            // SAFETY: the descriptor is open, and the request a whole ifreq that lives.
+            unsafe { tun_set_interface(tun.as_raw_fd(), &raw mut request) }?;
+            Ok(tun.into())
+        };
+        std::iter::repeat_with(open).take(count).collect()
+    }
+
     /// Another handle of the same queue.
     pub(super) fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {

@@ -60,6 +60,17 @@ fn driver(features: u64) -> Driver {
     }
 }
 
+fn options(taps: Vec<OwnedFd>) -> NicOptions {
+    NicOptions {
+        name: "eth0".into(),
+        mac: MAC,
+        mtu: 1500,
+        taps,
+        to_guest_rate: 0,
+        from_guest_rate: 0,
+    }
+}
+
 fn packet(len: usize) -> Vec<u8> {
     (0..len)
         .map(|n| u8::try_from(n * 7 % 251).unwrap())
@@ -400,13 +411,110 @@ fn an_interface_that_cannot_be_is_refused() {
             Err(NicError::Queues(_))
         ));
     }
-    let options = NicOptions {
-        name: "a".into(),
-        mac: MAC,
-        mtu: 1500,
-        taps: vec![std::fs::File::open("/dev/null").unwrap().into()],
-    };
+    let options = options(vec![std::fs::File::open("/dev/null").unwrap().into()]);
     assert!(matches!(Nic::new(options), Err(NicError::Tap { .. })));
+}
+
+#[test]
+fn packets_wait_for_their_rate_in_both_directions() {
+    let mut driver = driver(feature::MRG_RXBUF);
+    let queues = driver.nic.deactivate();
+    // The first 100 kB pass at once, then as many in each second.
+    let slow = || Limiter::new(800_000);
+    driver.nic.limiters = (slow(), slow());
+    let mut activation = activation(&driver.memory, &[], &driver.interrupts);
+    activation.features = feature::MRG_RXBUF;
+    activation.queues = queues;
+    let begun = std::time::Instant::now();
+    driver.nic.activate(activation).unwrap();
+    for _ in 0..100 {
+        driver.send(&PLAIN, &packet(1400));
+        assert_eq!(driver.sent().len(), HEADER_LEN + 1400);
+    }
+    let sent = begun.elapsed();
+    for _ in 0..100 {
+        driver.offer(0, &[2048]);
+        driver.arrives(&packet(1400));
+        assert_eq!(driver.received(), (0, 1412));
+    }
+    let received = begun.elapsed() - sent;
+    let least = std::time::Duration::from_millis(300);
+    assert!(sent > least, "{sent:?}");
+    assert!(
+        received < std::time::Duration::from_secs(60),
+        "{received:?}"
+    );
+}
+
+/// The kernel's own stack answers through a tap what a guest asks. Needs root.
+#[test]
+fn a_taps_kernel_answers_the_guest() {
+    if !nix::unistd::geteuid().is_root() || !std::path::Path::new("/dev/net/tun").exists() {
+        let reason = "needs root and /dev/net/tun";
+        assert!(std::env::var_os("ISOPOD_NO_SKIP").is_none(), "{reason}");
+        println!("skipped: {reason}");
+        return;
+    }
+    let talk = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        for count in [1, 2] {
+            ask_for_address(count);
+        }
+    };
+    let thread = std::thread::Builder::new().spawn(talk).unwrap();
+    thread.join().unwrap();
+}
+
+fn ask_for_address(queues: usize) {
+    let name = format!("tap{queues}");
+    let mut nic = Nic::new(options(Tap::open(&name, queues).unwrap())).unwrap();
+    for command in [
+        format!("address add 10.{queues}.0.1/24 dev {name}"),
+        format!("link set {name} up"),
+    ] {
+        let ran = std::process::Command::new("ip")
+            .args(command.split(' '))
+            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+            .status();
+        assert!(ran.unwrap().success(), "{command}");
+    }
+    let memory = guest_memory(MEMORY);
+    let queue = |at| DriverQueue::new(&memory, at, PACKET_QUEUE_SIZE, true);
+    let (mut rx, mut tx) = (queue(RX), queue(TX));
+    let interrupts = Arc::new(Interrupts::default());
+    let mut activation = activation(&memory, &[&rx, &tx], &interrupts);
+    activation.features = nic.features() & !(feature::MQ | feature::CTRL_VQ);
+    nic.activate(activation).unwrap();
+
+    let address = u8::try_from(queues).unwrap();
+    let mut request = [0; HEADER_LEN + 42];
+    let arp = &mut request[HEADER_LEN..];
+    arp[..6].fill(0xff);
+    arp[6..12].copy_from_slice(&MAC);
+    arp[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    arp[22..28].copy_from_slice(&MAC);
+    arp[28..32].copy_from_slice(&[10, address, 0, 2]);
+    arp[38..42].copy_from_slice(&[10, address, 0, 1]);
+    memory.write_slice(&request, GuestAddress(DATA)).unwrap();
+    let len = u32::try_from(request.len()).unwrap();
+    tx.add(0, &[Buffer::readable(DATA, len)]);
+    tx.kick();
+    // Others may come before the answer: the kernel looks for routers, too.
+    for head in 0..64 {
+        rx.add(head, &[Buffer::writable(DATA + 0x1000, 2048)]);
+        rx.kick();
+        let used = interrupts.wait_for(|| rx.take_used()).expect("an answer");
+        let mut frame = vec![0; used.1 as usize];
+        memory
+            .read_slice(&mut frame, GuestAddress(DATA + 0x1000))
+            .unwrap();
+        let arp = &frame[HEADER_LEN..];
+        if arp[..6] == MAC && arp[12..14] == [8, 6] && arp[20..22] == [0, 2] {
+            assert_eq!(arp[28..32], [10, address, 0, 1]);
+            return;
+        }
+    }
+    panic!("nobody answered");
 }
 
 proptest! {

@@ -8,11 +8,13 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 use virtio_queue::QueueT;
 use vm_memory::{GuestMemoryMmap, VolatileSlice};
 
 use super::header::{HEADER_LEN, NUM_BUFFERS};
+use super::limiter::Limiter;
 use super::tap::Tap;
 use super::worker::Malformed;
 use super::{FRAME_MAX, feature};
@@ -34,6 +36,9 @@ pub(super) struct ToGuest {
     pub(super) empty: bool,
     /// The tap may have packets.
     pub(super) waiting: bool,
+    limiter: Limiter,
+    /// They have gone too fast, and wait.
+    pub(super) blocked_until: Option<Instant>,
 }
 
 /// Buffers that were taken off the queue.
@@ -62,7 +67,7 @@ impl<'m> Buffers<'m> {
 }
 
 impl ToGuest {
-    pub(super) fn new(active: ActiveQueue, features: u64) -> Self {
+    pub(super) fn new(active: ActiveQueue, features: u64, limiter: Limiter) -> Self {
         Self {
             notifications: Notifications::of(&active.queue),
             active,
@@ -71,12 +76,15 @@ impl ToGuest {
             pending: 0,
             empty: false,
             waiting: true,
+            limiter,
+            blocked_until: None,
         }
     }
 
     /// Whether there is something to deliver, and where to.
     pub(super) fn can_deliver(&self, buffers: &Buffers<'_>) -> bool {
         match self.pending {
+            _ if self.blocked_until.is_some() => false,
             0 => self.waiting && !(self.empty && buffers.chains.is_empty()),
             // What it waits for are more buffers.
             _ => !self.empty,
@@ -93,6 +101,10 @@ impl ToGuest {
     ) -> Result<bool, Malformed> {
         let mut delivered = 0;
         while delivered < most && (self.waiting || self.pending > 0) {
+            self.blocked_until = self.limiter.blocked_until();
+            if self.blocked_until.is_some() {
+                break;
+            }
             self.gather(memory, buffers)?;
             if buffers.chains.is_empty() {
                 break;
@@ -236,6 +248,7 @@ impl ToGuest {
         buffers: &mut Buffers<'_>,
         len: usize,
     ) -> Result<(), Malformed> {
+        self.limiter.take(len.saturating_sub(HEADER_LEN));
         let mut used: Vec<Used> = Vec::new();
         let mut first = None;
         let mut left = len;

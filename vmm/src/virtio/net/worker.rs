@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
 
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -15,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::NAME;
 use super::from_guest::FromGuest;
+use super::limiter::Limiter;
 use super::tap::Tap;
 use super::to_guest::{Buffers, ToGuest};
 use crate::virtio::chain::ChainError;
@@ -62,6 +64,7 @@ impl PairWorker {
         thread_name: String,
         tap: Tap,
         (rx, tx): (ActiveQueue, ActiveQueue),
+        (to_guest, from_guest): (Limiter, Limiter),
         (memory, features, interrupt): (GuestMemoryMmap, u64, Arc<dyn Interrupt>),
     ) -> Result<Self, ActivateError> {
         let failed = |source| ActivateError::Worker {
@@ -72,8 +75,8 @@ impl PairWorker {
         let stopping = Arc::new(AtomicBool::new(false));
         let mut worker = Worker {
             epoll: epoll_of(&wake, &tap, &rx, &tx).map_err(failed)?,
-            to_guest: ToGuest::new(rx, features),
-            from_guest: FromGuest::new(tx, features),
+            to_guest: ToGuest::new(rx, features, to_guest),
+            from_guest: FromGuest::new(tx, features, from_guest),
             tap,
             stopping: Arc::clone(&stopping),
             interrupt,
@@ -159,7 +162,9 @@ impl Worker {
         memory: &'m GuestMemoryMmap,
         buffers: &mut Buffers<'m>,
     ) -> Result<(), Malformed> {
-        if self.from_guest.waiting && self.from_guest.send(memory, &self.tap, PACKETS_PER_TURN)? {
+        if self.from_guest.can_send()
+            && self.from_guest.send(memory, &self.tap, PACKETS_PER_TURN)?
+        {
             self.interrupt.queue(self.from_guest.active.index);
         }
         let most = PACKETS_PER_TURN;
@@ -169,6 +174,15 @@ impl Worker {
             self.interrupt.queue(self.to_guest.active.index);
         }
         Ok(())
+    }
+
+    /// Milliseconds until a direction that went too fast may go on, for `epoll_wait`.
+    fn until_unblocked(&self) -> i32 {
+        let both = [self.to_guest.blocked_until, self.from_guest.blocked_until];
+        both.into_iter().flatten().min().map_or(-1, |when| {
+            let left = when.saturating_duration_since(Instant::now());
+            i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
+        })
     }
 
     /// A tap's queue that is not attached cannot be watched, and forgets who watched it.
@@ -183,13 +197,24 @@ impl Worker {
 
     /// Waits for news, unless a turn ended with more to do.
     fn wait(&mut self, broken: bool, buffers: &Buffers<'_>) -> io::Result<()> {
-        let more = self.from_guest.waiting || self.to_guest.can_deliver(buffers);
-        let timeout = if more && !broken { 0 } else { -1 };
+        let more = self.from_guest.can_send() || self.to_guest.can_deliver(buffers);
+        let timeout = match (broken, more) {
+            (true, _) => -1,
+            (false, true) => 0,
+            (false, false) => self.until_unblocked(),
+        };
         let mut events = [EpollEvent::default(); EVENTS_MAX];
         let count = match self.epoll.wait(timeout, &mut events) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             result => result?,
         };
+        let now = Instant::now();
+        for blocked in [
+            &mut self.to_guest.blocked_until,
+            &mut self.from_guest.blocked_until,
+        ] {
+            blocked.take_if(|until| *until <= now);
+        }
         for event in &events[..count] {
             match event.data() {
                 TAP_ID => self.to_guest.waiting = true,

@@ -19,12 +19,16 @@ mod qemu;
 pub mod table;
 mod vmm;
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use tempfile::TempDir;
 
 pub use self::pull::pull;
 use self::table::{Row, Table};
+use crate::environment;
 
 /// Memory of every guest, in MiB.
 const MEMORY_MIB: u32 = 256;
@@ -34,7 +38,37 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// What a guest boots with under QEMU: the VMM's own arguments as far as they are not about its
 /// hardware. No console under either: every character would be an exit.
-const KERNEL_ARGS: &str = "tsc=reliable maxcpus=1 panic=-1 random.trust_cpu=on 8250.nr_uarts=0";
+const KERNEL_ARGS: &str =
+    "tsc=reliable maxcpus=1 panic=-1 random.trust_cpu=on retain_initrd 8250.nr_uarts=0";
+
+/// What guests boot from, copied into memory: the lab's root is a network file system, and waiting for
+/// it is no instruction.
+#[derive(Debug)]
+struct Guest {
+    kernel: PathBuf,
+    initramfs: PathBuf,
+    /// Holds both.
+    _folder: TempDir,
+}
+
+impl Guest {
+    fn in_memory() -> Result<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix("guest-")
+            .tempdir_in("/run")?;
+        let copy = |variable, name| -> Result<PathBuf> {
+            let to = folder.path().join(name);
+            let from = environment::path(variable)?;
+            fs::copy(&from, &to).with_context(|| format!("copying {}", from.display()))?;
+            Ok(to)
+        };
+        Ok(Self {
+            kernel: copy(environment::KERNEL, "vmlinux")?,
+            initramfs: copy(environment::INITRAMFS, "initramfs.cpio")?,
+            _folder: folder,
+        })
+    }
+}
 
 /// Measures everything about starting, `repetitions` times.
 ///
@@ -45,12 +79,13 @@ pub fn start(repetitions: u32) -> Result<Table> {
         .enable_all()
         .build()
         .context("starting the runtime")?;
+    let guest = Guest::in_memory()?;
     let (mut ours, mut peers, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
     // The first of each fills the page cache and does not count. They alternate, so that whatever
     // drifts does so for both.
     for repetition in 0..=repetitions {
-        let (took, bytes) = runtime.block_on(vmm::start())?;
-        let peer = runtime.block_on(qemu::start())?;
+        let (took, bytes) = runtime.block_on(vmm::start(&guest))?;
+        let peer = runtime.block_on(qemu::start(&guest))?;
         eprintln!("vmm {took:?}, qemu {peer:?}");
         if repetition > 0 {
             ours.push(took);

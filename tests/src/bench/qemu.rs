@@ -10,15 +10,14 @@ use isopod_proto::AGENT_PORT;
 use tokio_vsock::{VsockAddr, VsockStream};
 use ttrpc::asynchronous::transport::Socket;
 
-use super::{KERNEL_ARGS, LIMIT, MEMORY_MIB, agent};
-use crate::environment;
+use super::{Guest, KERNEL_ARGS, LIMIT, MEMORY_MIB, agent};
 use crate::process::Child;
 
 /// The guest's address among this host's vsock guests. One runs at a time.
 const CID: u32 = 42;
 
 /// Boots a guest; the time from the start of the process to the agent's first answer.
-pub(super) async fn start() -> Result<Duration> {
+pub(super) async fn start(guest: &Guest) -> Result<Duration> {
     let loaded = Command::new("modprobe")
         .arg("vhost_vsock")
         .status()
@@ -27,7 +26,7 @@ pub(super) async fn start() -> Result<Duration> {
         loaded.success(),
         "QEMU's vsock needs the host's module vhost_vsock"
     );
-    let mut command = command()?;
+    let mut command = command(guest);
 
     let begin = Instant::now();
     let _qemu = Child::new(command.spawn().context("starting qemu-system-x86_64")?);
@@ -41,7 +40,7 @@ async fn connect() -> Result<Socket> {
     ))
 }
 
-fn command() -> Result<Command> {
+fn command(guest: &Guest) -> Command {
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args([
         "-M",
@@ -57,12 +56,10 @@ fn command() -> Result<Command> {
         "-display",
         "none",
     ]);
-    qemu.arg("-kernel")
-        .arg(environment::path(environment::KERNEL)?);
-    qemu.arg("-initrd")
-        .arg(environment::path(environment::INITRAMFS)?);
+    qemu.arg("-kernel").arg(&guest.kernel);
+    qemu.arg("-initrd").arg(&guest.initramfs);
     qemu.args(["-append", KERNEL_ARGS]);
     qemu.args(["-device", &format!("vhost-vsock-device,guest-cid={CID}")]);
     qemu.stdin(Stdio::null()).stdout(Stdio::null());
-    Ok(qemu)
+    qemu
 }

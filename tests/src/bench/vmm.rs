@@ -27,7 +27,7 @@ use tokio::net::UnixStream;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 
-use super::{LIMIT, MEMORY_MIB, agent, memory};
+use super::{Guest, LIMIT, MEMORY_MIB, agent, memory};
 use crate::environment;
 use crate::process::Child;
 
@@ -39,12 +39,12 @@ const ANSWER_MAX: usize = 16;
 
 /// Boots a guest; the time from the start of the process to the agent's first answer, and the
 /// bytes of memory that the VMM then has beside the guest's RAM.
-pub(super) async fn start() -> Result<(Duration, u64)> {
+pub(super) async fn start(guest: &Guest) -> Result<(Duration, u64)> {
     let folder = tempfile::Builder::new()
         .prefix("bench-")
         .tempdir_in("/run")?;
     let folder = folder.path();
-    let inherited = inheritance(folder)?;
+    let inherited = inheritance(folder, guest)?;
     let mut command = command(folder, &inherited)?;
 
     let begin = Instant::now();
@@ -88,7 +88,7 @@ async fn connect(path: &Path) -> Result<Socket> {
 }
 
 /// Every descriptor that the VMM gets, under its name, in order.
-fn inheritance(folder: &Path) -> Result<Vec<(&'static str, OwnedFd)>> {
+fn inheritance(folder: &Path, guest: &Guest) -> Result<Vec<(&'static str, OwnedFd)>> {
     let listener = |name: &str| UnixListener::bind(folder.join(name)).map(OwnedFd::from);
     let file = |path: &Path| File::open(path).map(OwnedFd::from);
     let kvm = File::options()
@@ -104,14 +104,8 @@ fn inheritance(folder: &Path) -> Result<Vec<(&'static str, OwnedFd)>> {
         ),
         (descriptors::VSOCK, listener("vsock.sock")?),
         (descriptors::KVM, kvm.into()),
-        (
-            descriptors::KERNEL,
-            file(&environment::path(environment::KERNEL)?)?,
-        ),
-        (
-            descriptors::INITRAMFS,
-            file(&environment::path(environment::INITRAMFS)?)?,
-        ),
+        (descriptors::KERNEL, file(&guest.kernel)?),
+        (descriptors::INITRAMFS, file(&guest.initramfs)?),
     ])
 }
 

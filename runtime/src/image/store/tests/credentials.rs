@@ -145,6 +145,34 @@ async fn a_registry_token_is_sent_as_it_is() {
         .expect("the right token");
 }
 
+#[tokio::test]
+async fn secrets_stay_behind_when_a_registry_redirects_to_another_host() {
+    let site = small_image();
+    let elsewhere = site.clone();
+    let storage = Server::start(move |asked| elsewhere.answer(asked)).await;
+    let storage_host = storage.host();
+    let server = Server::start(move |asked| {
+        if !asked.headers.contains_key("authorization") {
+            Reply::new(401, "").header("WWW-Authenticate", r#"Basic realm="registry""#)
+        } else if asked.path.contains("/blobs/") {
+            let address = format!("http://{storage_host}{}", asked.path);
+            Reply::new(307, "").header("Location", address)
+        } else {
+            site.answer(asked)
+        }
+    })
+    .await;
+    let (_root, store) = store_for(&server);
+    pull(&store, IMAGE, password(None))
+        .await
+        .expect("through a redirect");
+    let asked = storage.asked();
+    assert_eq!(asked.len(), 3, "the configuration and two layers");
+    for asked in asked {
+        assert!(!asked.headers.contains_key("authorization"), "{asked:?}");
+    }
+}
+
 /// A registry that is opened by this `Authorization` and nothing else.
 async fn opened_by(expected: &str) -> Server {
     let (site, expected) = (small_image(), expected.to_owned());

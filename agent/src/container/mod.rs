@@ -27,12 +27,14 @@ use isopod_proto::agent;
 pub(crate) use cgroup::{Cgroup, CgroupError, MOUNT as CGROUP_MOUNT};
 pub(crate) use devices::DevicesError;
 pub(crate) use id::{ContainerId, ExecId, IdError, Serial};
-pub(crate) use spec::{ContainerSpec, PidNamespace, Place, Source, SpecError, check_strings};
+pub(crate) use spec::{
+    ContainerSpec, Device, PidNamespace, Place, Source, SpecError, check_strings,
+};
 pub(crate) use user::{Identity, UserError, resolve};
 
 use crate::helper::Outcome;
 use crate::process::Process;
-use crate::storage::{Image, Rootfs};
+use crate::storage::{Attached, Rootfs};
 
 /// Most containers of a sandbox, those that exited included.
 const CONTAINERS_MAX: usize = 1024;
@@ -101,8 +103,8 @@ pub(crate) struct Container {
     created: OnceLock<Created>,
     started: AtomicBool,
     rootfs: Mutex<Option<Rootfs>>,
-    /// Images beside that of the root, each with a disk of its own.
-    images: Mutex<Vec<Image>>,
+    /// Disks beside that of the root.
+    attached: Mutex<Vec<Attached>>,
     /// None while an exec is being started.
     execs: Mutex<HashMap<ExecId, Option<Arc<Process>>>>,
 }
@@ -120,7 +122,7 @@ impl Container {
             created: OnceLock::new(),
             started: AtomicBool::new(false),
             rootfs: Mutex::new(None),
-            images: Mutex::default(),
+            attached: Mutex::default(),
             execs: Mutex::default(),
         }
     }
@@ -152,18 +154,18 @@ impl Container {
         lock(&self.rootfs).take()
     }
 
-    /// Hands the other images over, to take them down.
-    pub(crate) fn take_images(&self) -> Vec<Image> {
-        std::mem::take(&mut lock(&self.images))
+    /// Hands the disks beside that of the root over, to take them down.
+    pub(crate) fn take_attached(&self) -> Vec<Attached> {
+        std::mem::take(&mut lock(&self.attached))
     }
 
     fn uses_disk(&self, serial: &Serial) -> bool {
         let root = lock(&self.rootfs);
         root.as_ref()
             .is_some_and(|root| root.disk.serial == *serial)
-            || lock(&self.images)
+            || lock(&self.attached)
                 .iter()
-                .any(|image| image.disk.serial == *serial)
+                .any(|attached| attached.disk.serial == *serial)
     }
 
     /// Where it is in its life.
@@ -318,14 +320,14 @@ impl Containers {
         true
     }
 
-    /// Keeps an image of a container, to take it down when the container is deleted. False when
-    /// another container, or its own root, has the disk.
-    pub(crate) fn add_image(&self, container: &Container, image: Image) -> bool {
-        let serial = &image.disk.serial;
+    /// Keeps a disk of a container, to take it down when the container is deleted. False when another
+    /// container, or its own root, has it.
+    pub(crate) fn attach(&self, container: &Container, attached: Attached) -> bool {
+        let serial = &attached.disk.serial;
         if container.uses_disk(serial) || self.has_disk(container, serial) {
             return false;
         }
-        lock(&container.images).push(image);
+        lock(&container.attached).push(attached);
         true
     }
 

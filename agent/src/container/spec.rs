@@ -6,7 +6,8 @@
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capabilities, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxDeviceCgroup, LinuxNamespace,
+    Capabilities, Linux, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxDeviceBuilder,
+    LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxNamespace,
     LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, Mount, MountBuilder, Process,
     RootBuilder, Spec, UserBuilder,
 };
@@ -78,6 +79,23 @@ pub(crate) struct Place {
     pub(crate) shared_files: Vec<(PathBuf, &'static str)>,
     /// What the mounts are of that the caller names ([`ContainerSpec::sources`]), in their order.
     pub(crate) sources: Vec<PathBuf>,
+    /// Block devices beside those of the spec.
+    pub(crate) devices: Vec<Device>,
+}
+
+/// A block device of a container.
+#[derive(Debug)]
+pub(crate) struct Device {
+    /// Where the container sees it.
+    pub(crate) path: PathBuf,
+    /// Major number.
+    pub(crate) major: i64,
+    /// Minor number.
+    pub(crate) minor: i64,
+    /// Of `r`, `w` and `m`.
+    pub(crate) access: String,
+    /// Permissions of the node.
+    pub(crate) mode: u32,
 }
 
 /// What a mount is of, in the caller's words (`agent.proto`).
@@ -175,6 +193,9 @@ impl ContainerSpec {
             spec.set_domainname(None);
         }
         linux.set_namespaces(Some(namespaces));
+        for device in &place.devices {
+            add_device(&mut linux, device)?;
+        }
         spec.set_linux(Some(linux));
 
         let mut mounts = spec.mounts().clone().unwrap_or_default();
@@ -259,6 +280,38 @@ pub(crate) fn check_strings(what: &'static str, strings: &[String]) -> Result<()
     if strings.len() > STRINGS_MAX || strings.iter().any(|string| string.contains('\0')) {
         return Err(SpecError::Strings(what));
     }
+    Ok(())
+}
+
+/// The node of a block device, and the right to use it.
+fn add_device(linux: &mut Linux, device: &Device) -> Result<(), SpecError> {
+    let failed = |_field| SpecError::Builder("devices");
+    let node = LinuxDeviceBuilder::default()
+        .path(&device.path)
+        .typ(LinuxDeviceType::B)
+        .major(device.major)
+        .minor(device.minor)
+        .file_mode(device.mode)
+        .uid(0_u32)
+        .gid(0_u32)
+        .build()
+        .map_err(failed)?;
+    let rule = LinuxDeviceCgroupBuilder::default()
+        .allow(true)
+        .typ(LinuxDeviceType::B)
+        .major(device.major)
+        .minor(device.minor)
+        .access(&device.access)
+        .build()
+        .map_err(failed)?;
+    let mut nodes = linux.devices().clone().unwrap_or_default();
+    nodes.push(node);
+    linux.set_devices(Some(nodes));
+    let mut resources = linux.resources().clone().unwrap_or_default();
+    let mut rules = resources.devices().clone().unwrap_or_default();
+    rules.push(rule);
+    resources.set_devices(Some(rules));
+    linux.set_resources(Some(resources));
     Ok(())
 }
 
@@ -376,6 +429,13 @@ mod tests {
             pid_namespace,
             shared_files: vec![("/run/resolv.conf".into(), "/etc/resolv.conf")],
             sources: vec!["/run/volumes/v1".into(), "/run/images/i1/etc".into()],
+            devices: vec![Device {
+                path: "/dev/data".into(),
+                major: 254,
+                minor: 3,
+                access: "r".into(),
+                mode: 0o660,
+            }],
         };
         let identity = Identity {
             uid: 33,
@@ -492,6 +552,19 @@ mod tests {
         assert_eq!(mounts[0].typ().as_deref(), Some("bind"));
         assert_eq!(source(1), Path::new("proc"));
         assert_eq!(source(2), Path::new("/run/images/i1/etc"));
+    }
+
+    #[test]
+    fn a_block_device_has_a_node_and_a_rule() {
+        let container = settled(&json("", ""), PidNamespace::Own);
+        let linux = container.spec().linux().clone().unwrap();
+        let node = &linux.devices().as_ref().unwrap()[0];
+        assert_eq!((node.path().to_str(), node.minor()), (Some("/dev/data"), 3));
+        let rule = container.device_rules().last().unwrap();
+        assert_eq!(
+            (rule.major(), rule.access().as_deref()),
+            (Some(254), Some("r"))
+        );
     }
 
     #[test]

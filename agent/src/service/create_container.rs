@@ -4,18 +4,18 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use isopod_proto::agent::{CreateContainerRequest, CreateContainerResponse};
+use isopod_proto::agent::{BlockDevice, CreateContainerRequest, CreateContainerResponse};
 use nix::unistd::Uid;
 
 use super::error::AgentError;
 use super::{AgentService, write};
 use crate::container::{
-    Cgroup, Container, ContainerId, ContainerSpec, Created, Identity, PidNamespace, Place, Serial,
-    Source, resolve,
+    Cgroup, Container, ContainerId, ContainerSpec, Created, Device, Identity, PidNamespace, Place,
+    Serial, Source, resolve,
 };
 use crate::helper::{Console, CreateRequest, HelperError, Outcome, Request, launch};
 use crate::process::{Follow, Process, Stdio};
-use crate::storage::{Image, Rootfs, StorageError};
+use crate::storage::{Attached, Rootfs, StorageError};
 
 impl AgentService {
     /// Everything or nothing: what was made is taken down again when a later step fails.
@@ -62,6 +62,7 @@ impl AgentService {
             looked_up.map_err(|_panic| AgentError::GivenUp)??
         };
         let sources = self.open_sources(container, &spec, &rootfs).await?;
+        let devices = self.open_devices(container, &request.devices).await?;
         let place = Place {
             rootfs: rootfs.path().to_owned(),
             read_only: request.rootfs.read_only,
@@ -69,6 +70,7 @@ impl AgentService {
             pid_namespace: self.pid_namespace(request).await?,
             shared_files: self.shared_files(),
             sources,
+            devices,
         };
         spec.settle(&place, &identity)?;
         let bundle = self.container_folder(&container.id);
@@ -130,12 +132,7 @@ impl AgentService {
             paths.push(match source {
                 Source::Volume(name) => self.surroundings.volumes.find(&name).await?,
                 Source::Image { serial, part } => {
-                    let disk = self.surroundings.disks.find(&serial).await?;
-                    let image = Image::new(disk, &self.container_folder(&container.id));
-                    if !self.containers.add_image(container, image.clone()) {
-                        return Err(StorageError::InUse { serial }.into());
-                    }
-                    image.mount(part).await?
+                    self.attach(container, serial).await?.mount(part).await?
                 }
                 Source::Own(path) => {
                     let rootfs = rootfs.clone();
@@ -145,6 +142,37 @@ impl AgentService {
             });
         }
         Ok(paths)
+    }
+
+    /// Finds a disk beside that of the container's root.
+    async fn attach(&self, container: &Container, serial: Serial) -> Result<Attached, AgentError> {
+        let disk = self.surroundings.disks.find(&serial).await?;
+        let attached = Attached::new(disk, &self.container_folder(&container.id));
+        if !self.containers.attach(container, attached.clone()) {
+            return Err(StorageError::InUse { serial }.into());
+        }
+        Ok(attached)
+    }
+
+    /// The container's block devices, as the spec wants them.
+    async fn open_devices(
+        &self,
+        container: &Container,
+        wanted: &[BlockDevice],
+    ) -> Result<Vec<Device>, AgentError> {
+        let mut devices = Vec::with_capacity(wanted.len());
+        for device in wanted {
+            let serial = Serial::new(device.disk_serial.clone())?;
+            let (major, minor) = self.attach(container, serial).await?.device_number()?;
+            devices.push(Device {
+                path: device.path.clone().into(),
+                major: i64::try_from(major).unwrap_or(-1),
+                minor: i64::try_from(minor).unwrap_or(-1),
+                access: device.access.clone(),
+                mode: device.mode,
+            });
+        }
+        Ok(devices)
     }
 
     async fn pid_namespace(

@@ -45,7 +45,7 @@ impl AgentService {
             Ok(_) => Ok(()),
             Err(error) => Err(AgentError::from(error)),
         };
-        let images = self.remove_images(container).await;
+        let attached = self.remove_attached(container).await;
         let rootfs = match container.take_rootfs() {
             None => Ok(()),
             Some(rootfs) => {
@@ -58,17 +58,17 @@ impl AgentService {
         };
         let folders =
             remove_folder(&state).and(remove_folder(&self.container_folder(&container.id)));
-        cgroup.and(deleted).and(images).and(rootfs).and(folders)?;
+        cgroup.and(deleted).and(attached).and(rootfs).and(folders)?;
         self.containers.remove(&container.id);
         Ok(())
     }
 
-    async fn remove_images(&self, container: &Container) -> Result<(), AgentError> {
+    async fn remove_attached(&self, container: &Container) -> Result<(), AgentError> {
         let mut removed = Ok(());
-        for image in container.take_images() {
-            let result = image.clone().remove(&self.surroundings.disks).await;
+        for attached in container.take_attached() {
+            let result = attached.clone().remove(&self.surroundings.disks).await;
             if result.is_err() {
-                self.containers.add_image(container, image);
+                self.containers.attach(container, attached);
             }
             removed = removed.and(result.map_err(AgentError::from));
         }

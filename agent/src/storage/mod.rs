@@ -14,15 +14,15 @@
 //!  <state>/containers/<id>/lower     EROFS, read-only
 //!  <state>/scratch/<id>/upper, work  what the container writes
 //!  <state>/containers/<id>/rootfs    overlay of both
-//!  <state>/containers/<id>/<serial>  another image that the container sees
+//!  <state>/containers/<id>/image-*   another image that the container sees ([`attached`])
 //!  <state>/volumes/<name>            a folder or file of the host ([`volumes`])
 //! ```
 //!
 //! Mounts and removals can take long, and run on the runtime's blocking threads.
 
+mod attached;
 mod bus;
 mod folder;
-mod image;
 mod rootfs;
 mod scratch;
 mod volumes;
@@ -30,9 +30,9 @@ mod volumes;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub(crate) use attached::Attached;
 pub(crate) use bus::Bus;
 pub(crate) use folder::Folder;
-pub(crate) use image::Image;
 pub(crate) use rootfs::Rootfs;
 pub(crate) use scratch::Scratch;
 pub(crate) use volumes::Volumes;

@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use isopod_proto::cri;
 use serde::{Deserialize, Serialize};
 
+use super::device::Device;
 use super::mount::Mount;
 use super::signal::Signal;
 use crate::field::FieldError;
@@ -47,6 +48,9 @@ pub(crate) struct ContainerConfig {
     /// What it sees of the host and of other images.
     #[serde(default)]
     pub(crate) mounts: Vec<Mount>,
+    /// Which devices it may use beside the usual ones.
+    #[serde(default)]
+    pub(crate) devices: Vec<Device>,
 }
 
 /// Limits of a container, as they were asked for (CRI `LinuxContainerResources`).
@@ -64,7 +68,8 @@ pub(crate) struct Resources {
 }
 
 impl ContainerConfig {
-    /// Checks a request's configuration; its mounts were [resolved](super::mount::resolve).
+    /// Checks a request's configuration; its mounts and devices were
+    /// [resolved](super::mount::resolve).
     ///
     /// # Errors
     ///
@@ -73,6 +78,7 @@ impl ContainerConfig {
         config: &cri::ContainerConfig,
         image: &Image,
         mounts: Vec<Mount>,
+        devices: Vec<Device>,
     ) -> Result<Self, FieldError> {
         let metadata = config
             .metadata
@@ -103,6 +109,7 @@ impl ContainerConfig {
             stop_signal: stop_signal(config, image),
             resources: resources.map(Resources::of).unwrap_or_default(),
             mounts,
+            devices,
         })
     }
 }
@@ -115,8 +122,10 @@ impl ContainerConfig {
 
     /// Serial numbers of the disks beside that of its root.
     pub(crate) fn disks(&self) -> impl Iterator<Item = &str> {
-        let disks = self.mounts.iter().filter_map(Mount::disk);
-        disks.map(|(serial, _)| serial)
+        let images = self.mounts.iter().filter_map(Mount::disk);
+        let devices = self.devices.iter().filter_map(Device::disk);
+        let images = images.map(|(serial, _)| serial);
+        images.chain(devices.map(|(serial, _)| serial))
     }
 }
 
@@ -178,7 +187,6 @@ impl Resources {
 /// and means nothing in a guest of its own (SELinux labels on a node without SELinux, AppArmor's
 /// default profile, hugepage limits of 0) passes.
 fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), FieldError> {
-    FieldError::refuse_if(!config.devices.is_empty(), "config.devices")?;
     FieldError::refuse_if(!config.cdi_devices.is_empty(), "config.CDI_devices")?;
     FieldError::refuse_if(config.windows.is_some(), "config.windows")?;
     let Some(linux) = &config.linux else {
@@ -276,7 +284,7 @@ pub(crate) mod tests {
     fn refused(change: impl FnOnce(&mut cri::ContainerConfig)) -> String {
         let mut config = request();
         change(&mut config);
-        ContainerConfig::check(&config, &image("{}"), Vec::new())
+        ContainerConfig::check(&config, &image("{}"), Vec::new(), Vec::new())
             .unwrap_err()
             .field
     }
@@ -284,10 +292,6 @@ pub(crate) mod tests {
     #[test]
     fn what_cannot_be_honoured_is_refused_by_name() {
         assert_eq!(refused(|config| config.metadata = None), "config.metadata");
-        assert_eq!(
-            refused(|config| config.devices = vec![cri::Device::default()]),
-            "config.devices"
-        );
         for path in ["/var/log/x", "../x", "a/../b", "dir/"] {
             assert_eq!(
                 refused(|config| config.log_path = path.into()),
@@ -299,7 +303,7 @@ pub(crate) mod tests {
     #[test]
     fn stop_signal_is_the_callers_then_the_images_then_term() {
         let signal = |config: &cri::ContainerConfig, image: &Image| {
-            ContainerConfig::check(config, image, Vec::new())
+            ContainerConfig::check(config, image, Vec::new(), Vec::new())
                 .unwrap()
                 .stop_signal
                 .number()

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use isopod_proto::agent::{CreateContainerRequest, RootFs};
+use isopod_proto::agent::{BlockDevice, CreateContainerRequest, RootFs};
 use isopod_proto::cri;
 use isopod_proto::vmm::{Disk, Extent};
 use tokio_util::sync::CancellationToken;
@@ -13,9 +13,10 @@ use super::config::ContainerConfig;
 use super::record::{ContainerPhase, ContainerUser};
 use super::spec::{PidMode, Plan};
 use super::{
-    Container, ContainerError, ContainerState, Containers, Removed, full_name, log, mount,
+    Container, ContainerError, ContainerState, Containers, Removed, device, full_name, log, mount,
 };
 use crate::clock;
+use crate::field::FieldError;
 use crate::id::ContainerId;
 use crate::image::{Image, ImageDisk};
 use crate::sandbox::{Sandbox, Undo};
@@ -87,9 +88,9 @@ impl Containers {
             .find(wanted)
             .ok_or_else(|| ContainerError::NoImage(wanted.to_owned()))?;
         let id = ContainerId::random().map_err(ContainerError::io("reading", "/dev/urandom"))?;
-        let mounts = self.resolve_mounts(&request.mounts, &id).await?;
-        let config = ContainerConfig::check(request, &image, mounts)?;
-        let plan = Plan::new(request, &image, &sandbox.config, &config.mounts)?;
+        let (mounts, devices) = self.resolve(request, &id).await?;
+        let config = ContainerConfig::check(request, &image, mounts, devices)?;
+        let plan = Plan::new(request, &image, &sandbox.config, &config)?;
         let target = match &plan.pids {
             PidMode::Pod | PidMode::Container => None,
             PidMode::Target(id) => Some(self.target(sandbox, id)?),
@@ -102,18 +103,19 @@ impl Containers {
         })
     }
 
-    async fn resolve_mounts(
+    /// What the request's mounts and devices are on this host.
+    async fn resolve(
         &self,
-        asked: &[cri::Mount],
+        request: &cri::ContainerConfig,
         id: &ContainerId,
-    ) -> Result<Vec<mount::Mount>, ContainerError> {
-        if asked.is_empty() {
-            return Ok(Vec::new());
-        }
-        let (images, asked, id) = (self.images.clone(), asked.to_vec(), id.clone());
-        let resolved =
-            tokio::task::spawn_blocking(move || mount::resolve(&asked, &id, &images)).await;
-        let resolved = resolved.map_err(|error| {
+    ) -> Result<(Vec<mount::Mount>, Vec<device::Device>), ContainerError> {
+        let (images, id) = (self.images.clone(), id.clone());
+        let (mounts, devices) = (request.mounts.clone(), request.devices.clone());
+        let resolved = tokio::task::spawn_blocking(move || {
+            let mounts = mount::resolve(&mounts, &id, &images)?;
+            Ok::<_, FieldError>((mounts, device::resolve(&devices, &id)?))
+        });
+        let resolved = resolved.await.map_err(|error| {
             ContainerError::io("resolving", "the container's mounts")(std::io::Error::other(error))
         })?;
         Ok(resolved?)
@@ -124,7 +126,7 @@ impl Containers {
         if target.sandbox.id != sandbox.id {
             let field = "config.linux.security_context.namespace_options.target_id";
             let reason = "names a container of another sandbox";
-            return Err(crate::field::FieldError::new(field, reason).into());
+            return Err(FieldError::new(field, reason).into());
         }
         if !matches!(target.state(), ContainerState::Running { .. }) {
             return Err(target.wrong_state("joined"));
@@ -172,6 +174,9 @@ impl Containers {
                 self.add_disk(serial, image_id.to_owned(), vm, undo).await?;
             }
         }
+        for device in &container.config.devices {
+            add_device(device, vm, undo).await?;
+        }
         container.user = create_in_guest(&container, vm, plan, target, undo).await?;
         open_log(&container, vm, undo).await?;
         self.save(&container, ContainerPhase::Created).await?;
@@ -193,13 +198,49 @@ impl Containers {
             ContainerError::io("opening", "the image's disk")(std::io::Error::other(error))
         })?;
         let (disk, files) = describe(serial, opened?);
-        vm.send(files).await?;
-        let (at, serial) = (Arc::clone(vm), serial.to_owned());
-        undo.push("remove the disk", move || async move {
-            at.remove_disk(&serial).await
-        });
-        Ok(vm.add_disk(disk).await?)
+        put_on_bus(disk, files, vm, undo).await
     }
+}
+
+async fn put_on_bus(
+    disk: Disk,
+    files: Vec<(String, OwnedFd)>,
+    vm: &Arc<Vm>,
+    undo: &mut Undo,
+) -> Result<(), ContainerError> {
+    vm.send(files).await?;
+    let (at, serial) = (Arc::clone(vm), disk.serial.clone());
+    undo.push("remove the disk", move || async move {
+        at.remove_disk(&serial).await
+    });
+    Ok(vm.add_disk(disk).await?)
+}
+
+/// Puts a block device of the host on the guest's bus.
+async fn add_device(
+    device: &device::Device,
+    vm: &Arc<Vm>,
+    undo: &mut Undo,
+) -> Result<(), ContainerError> {
+    let Some((serial, path)) = device.disk() else {
+        return Ok(());
+    };
+    let (from, read_only) = (path.to_owned(), device.read_only());
+    let opened = tokio::task::spawn_blocking(move || device::open(&from, read_only)).await;
+    let opened = opened.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    let (file, length) = opened.map_err(ContainerError::io("opening", path))?;
+    let disk = Disk {
+        serial: serial.to_owned(),
+        read_only,
+        extents: vec![Extent {
+            descriptor: serial.to_owned(),
+            offset: 0,
+            length,
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    put_on_bus(disk, vec![(serial.to_owned(), file.into())], vm, undo).await
 }
 
 /// Lets the guest find what the container mounts of the host.
@@ -272,6 +313,7 @@ async fn create_in_guest(
         stdin_once: container.config.stdin_once,
         sandbox_pid_namespace: plan.pids == PidMode::Pod,
         target_container_id: target.map(String::from).unwrap_or_default(),
+        devices: block_devices(&container.config),
         ..Default::default()
     };
     let span = tracing::debug_span!("create_in_guest");
@@ -281,6 +323,20 @@ async fn create_in_guest(
         gid: answer.gid,
         groups: answer.supplemental_groups,
     })
+}
+
+fn block_devices(config: &ContainerConfig) -> Vec<BlockDevice> {
+    let devices = config.devices.iter();
+    let disks = devices.filter_map(|device| Some((device, device.disk()?.0)));
+    disks
+        .map(|(device, serial)| BlockDevice {
+            path: device.container_path.clone(),
+            disk_serial: serial.to_owned(),
+            access: device.access.clone(),
+            mode: device.mode,
+            ..Default::default()
+        })
+        .collect()
 }
 
 /// Lets the VMM read the container's output from its first byte on.

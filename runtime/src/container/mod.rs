@@ -22,6 +22,7 @@
 mod attach;
 mod config;
 mod create;
+mod device;
 mod error;
 mod exec;
 mod exec_sync;

@@ -1,23 +1,29 @@
 //! What a container may not do.
 
+use std::fs;
+
 use anyhow::Result;
 use isopod_proto::cri::security_profile::ProfileType;
 use isopod_proto::cri::{
-    Capability, ContainerConfig, LinuxContainerConfig, LinuxContainerSecurityContext,
-    NamespaceMode, NamespaceOption, SecurityProfile,
+    Capability, ContainerConfig, Int64Value, LinuxContainerConfig, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, NamespaceMode, NamespaceOption, SecurityProfile,
+    SupplementalGroupsPolicy,
 };
 use isopod_tests::node::{self, Node, Options, assert_refused, pod_config, shell};
 use tonic::Code;
 
-/// In a pid namespace of its own, where the container's process is number 1.
+/// In a pid namespace of its own, where the container's process is number 1, unless it asks for
+/// another.
 fn with_security(
     mut config: ContainerConfig,
     mut security: LinuxContainerSecurityContext,
 ) -> ContainerConfig {
-    security.namespace_options = Some(NamespaceOption {
-        pid: NamespaceMode::Container.into(),
-        ..NamespaceOption::default()
-    });
+    security
+        .namespace_options
+        .get_or_insert_with(|| NamespaceOption {
+            pid: NamespaceMode::Container.into(),
+            ..NamespaceOption::default()
+        });
     config.linux = Some(LinuxContainerConfig {
         security_context: Some(security),
         ..LinuxContainerConfig::default()
@@ -187,6 +193,155 @@ fn the_vmm_holds_no_descriptor_of_the_daemon_and_no_other_sandboxes_files() -> R
                 );
             }
         }
+        Ok(())
+    })
+}
+
+fn user_of(security: LinuxContainerSecurityContext) -> ContainerConfig {
+    with_security(shell("user", "id; exec sleep 10000"), security)
+}
+
+#[test]
+fn users_and_groups_are_those_of_the_image_and_those_that_were_asked_for() -> Result<()> {
+    node::run(Options::kvm(), |node| {
+        let pod = node.busybox_pod("users")?;
+        let number = |value| Some(Int64Value { value });
+        let none = LinuxContainerSecurityContext::default;
+        let cases = [
+            // By name, with the groups that /etc/group lists.
+            (
+                LinuxContainerSecurityContext {
+                    run_as_username: "app".into(),
+                    supplemental_groups: vec![4000],
+                    ..none()
+                },
+                "1000 1000 1000 2000 4000",
+            ),
+            // Without them.
+            (
+                LinuxContainerSecurityContext {
+                    run_as_user: number(1000),
+                    supplemental_groups: vec![4000],
+                    supplemental_groups_policy: SupplementalGroupsPolicy::Strict.into(),
+                    ..none()
+                },
+                "1000 1000 1000 4000",
+            ),
+            (
+                LinuxContainerSecurityContext {
+                    run_as_user: number(5),
+                    run_as_group: number(6),
+                    ..none()
+                },
+                "5 6 6",
+            ),
+        ];
+        for (attempt, (security, expected)) in (0..).zip(cases) {
+            let mut config = user_of(security);
+            config
+                .metadata
+                .as_mut()
+                .expect("every test container has it")
+                .attempt = attempt;
+            let id = node.start(&pod, config)?;
+            let seen = exec_text(node, &id, "echo $(id -u) $(id -g) $(id -G)")?;
+            assert_eq!(seen, expected);
+            let status = node.cri().container_status(&id)?;
+            let user = status
+                .user
+                .and_then(|user| user.linux)
+                .expect("it says who runs");
+            let groups = user.supplemental_groups.iter().map(ToString::to_string);
+            let told = [user.uid.to_string(), user.gid.to_string()]
+                .into_iter()
+                .chain(groups);
+            assert_eq!(told.collect::<Vec<_>>().join(" "), expected);
+        }
+        let unknown = user_of(LinuxContainerSecurityContext {
+            run_as_username: "nobody-knows-me".into(),
+            ..none()
+        });
+        let answer = node.cri().create(&pod, unknown, pod_config(node, "users"));
+        assert_refused(answer, Code::InvalidArgument, "nobody-knows-me");
+        Ok(())
+    })
+}
+
+#[test]
+fn sysctls_are_the_pods_own_and_unknown_ones_are_named() -> Result<()> {
+    node::run(Options::kvm(), |node| {
+        node.cri().pull(&isopod_tests::node::image("busybox"))?;
+        let with = |name: &str, key: &str, value: &str| {
+            let mut config = pod_config(node, name);
+            config.linux = Some(LinuxPodSandboxConfig {
+                sysctls: [(key.to_owned(), value.to_owned())].into(),
+                ..LinuxPodSandboxConfig::default()
+            });
+            config
+        };
+        // One that Kubernetes calls unsafe: here it is this guest's alone.
+        let pod = node
+            .cri()
+            .run_pod(with("sysctl", "kernel.msgmax", "12345"))?;
+        let id = node.start(&pod, shell("main", "exec sleep 10000"))?;
+        assert_eq!(
+            exec_text(node, &id, "cat /proc/sys/kernel/msgmax")?,
+            "12345"
+        );
+        assert_ne!(
+            fs::read_to_string("/proc/sys/kernel/msgmax")?.trim(),
+            "12345"
+        );
+        let unknown = node
+            .cri()
+            .run_pod(with("unknown", "kernel.no_such_thing", "1"));
+        assert_refused(unknown, Code::InvalidArgument, "kernel.no_such_thing");
+        let outside = node.cri().run_pod(with("outside", "../../etc/passwd", "1"));
+        assert_refused(outside, Code::InvalidArgument, "passwd");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_container_can_join_the_processes_of_another() -> Result<()> {
+    node::run(Options::kvm(), |node| {
+        let pod = node.busybox_pod("target")?;
+        let pids = |mode: NamespaceMode, target: &str| LinuxContainerSecurityContext {
+            namespace_options: Some(NamespaceOption {
+                pid: mode.into(),
+                target_id: target.to_owned(),
+                ..NamespaceOption::default()
+            }),
+            ..LinuxContainerSecurityContext::default()
+        };
+        let own = with_security(
+            shell("own", "exec sleep 12345"),
+            pids(NamespaceMode::Container, ""),
+        );
+        let own = node.start(&pod, own)?;
+        assert_eq!(
+            exec_text(node, &own, "cat /proc/1/cmdline | tr '\\0' ' '")?,
+            "sleep 12345"
+        );
+        let debugger = with_security(
+            shell("debugger", "exec sleep 10000"),
+            pids(NamespaceMode::Target, &own),
+        );
+        let debugger = node.start(&pod, debugger)?;
+        assert_eq!(
+            exec_text(node, &debugger, "cat /proc/1/cmdline | tr '\\0' ' '")?,
+            "sleep 12345"
+        );
+        let shared = node.start(&pod, shell("shared", "exec sleep 10000"))?;
+        let seen = exec_text(
+            node,
+            &shared,
+            "grep -l 12345 /proc/[0-9]*/cmdline || echo none",
+        )?;
+        assert_eq!(seen, "none");
+        let of_host = with_security(shell("host", "true"), pids(NamespaceMode::Node, ""));
+        let answer = node.cri().create(&pod, of_host, pod_config(node, "target"));
+        assert_refused(answer, Code::InvalidArgument, "namespace_options.pid");
         Ok(())
     })
 }

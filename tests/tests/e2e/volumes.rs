@@ -205,7 +205,7 @@ const LIKE_A_LOCAL_FILE_SYSTEM: &[(&str, &str, &str)] = &[
     ),
     (
         "execution",
-        "cp /bin/busybox /v/run; /v/run echo executed",
+        "cp /bin/busybox /v/busybox; /v/busybox echo executed",
         "executed",
     ),
     (

@@ -4,6 +4,7 @@ use isopod_proto::cri;
 use serde_json::{Map, Value, json};
 
 use super::seccomp;
+use crate::container::device::{Device, DeviceSource};
 use crate::field::FieldError;
 
 /// Hidden when the caller gives no list of its own, as in containerd.
@@ -204,6 +205,37 @@ fn check_cpuset(key: &str, list: &str) -> Result<(), FieldError> {
 fn is_cgroup_file(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || matches!(byte, b'.' | b'_');
     name.contains('.') && !name.starts_with("cgroup.") && name.bytes().all(allowed)
+}
+
+/// Adds the guest's own devices that were asked for; the agent adds those that are disks.
+pub(super) fn add_devices(linux: &mut Value, devices: &[Device]) {
+    for device in devices {
+        let DeviceSource::Guest { major, minor } = device.source else {
+            continue;
+        };
+        let node = json!({
+            "path": device.container_path,
+            "type": "c",
+            "major": major,
+            "minor": minor,
+            "fileMode": device.mode,
+            "uid": 0,
+            "gid": 0,
+        });
+        let rule = json!({
+            "allow": true,
+            "type": "c",
+            "major": major,
+            "minor": minor,
+            "access": device.access,
+        });
+        for (list, entry) in [("/devices", node), ("/resources/devices", rule)] {
+            match linux.pointer_mut(list).and_then(Value::as_array_mut) {
+                Some(entries) => entries.push(entry),
+                None => linux["devices"] = json!([entry]),
+            }
+        }
+    }
 }
 
 /// Which devices a container may use, whatever nodes it makes.

@@ -22,7 +22,7 @@ use isopod_proto::agent::User;
 use isopod_proto::cri;
 use serde_json::json;
 
-use super::mount::Mount;
+use super::ContainerConfig;
 use crate::field::FieldError;
 use crate::image::Image;
 use crate::sandbox::PodConfig;
@@ -57,7 +57,7 @@ pub(crate) enum PidMode {
 }
 
 impl Plan {
-    /// Plans a container of `pod`.
+    /// Plans a container of `pod`; `own` is the checked form of its configuration.
     ///
     /// # Errors
     ///
@@ -66,7 +66,7 @@ impl Plan {
         config: &cri::ContainerConfig,
         image: &Image,
         pod: &PodConfig,
-        mounts: &[Mount],
+        own: &ContainerConfig,
     ) -> Result<Self, FieldError> {
         let linux = config.linux.clone().unwrap_or_default();
         let security = linux.security_context.unwrap_or_default();
@@ -85,12 +85,14 @@ impl Plan {
             true => image_volumes(image),
             false => Vec::new(),
         };
+        let mut linux = linux::linux(&security, &resources, own_ipc, pids == PidMode::Container)?;
+        linux::add_devices(&mut linux, &own.devices);
         let spec = json!({
             "ociVersion": OCI_VERSION,
             "process": process::process(config, image, pod, &security, &resources)?,
             "root": { "path": "rootfs", "readonly": security.readonly_rootfs },
-            "mounts": mounts::mounts(security.privileged, own_ipc, mounts, &writable),
-            "linux": linux::linux(&security, &resources, own_ipc, pids == PidMode::Container)?,
+            "mounts": mounts::mounts(security.privileged, own_ipc, &own.mounts, &writable),
+            "linux": linux,
         });
         let spec = spec.to_string().into_bytes();
         if spec.len() > SPEC_MAX {

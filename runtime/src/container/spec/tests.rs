@@ -1,7 +1,8 @@
 use super::*;
 use crate::config::VmConfig;
 use crate::container::config::tests::{image, request};
-use crate::container::mount::Source;
+use crate::container::device::{Device, DeviceSource};
+use crate::container::mount::{Mount, Source};
 use crate::sandbox::Propagation;
 use serde_json::Value;
 
@@ -18,9 +19,13 @@ fn pod() -> PodConfig {
 }
 
 fn plan(config: &cri::ContainerConfig, of_image: &str) -> Result<(Plan, Value), FieldError> {
-    let plan = Plan::new(config, &image(of_image), &pod(), &[])?;
+    let plan = Plan::new(config, &image(of_image), &pod(), &checked(&[]))?;
     let spec = serde_json::from_slice(&plan.spec).unwrap();
     Ok((plan, spec))
+}
+
+fn checked(mounts: &[Mount]) -> ContainerConfig {
+    ContainerConfig::check(&request(), &image("{}"), mounts.to_vec(), Vec::new()).unwrap()
 }
 
 fn with_security(security: cri::LinuxContainerSecurityContext) -> cri::ContainerConfig {
@@ -74,7 +79,7 @@ fn every_spec_is_one_that_the_guest_reads() {
             readonly_rootfs: true,
             ..Default::default()
         });
-        let plan = Plan::new(&config, &image("{}"), &pod, &[]).unwrap();
+        let plan = Plan::new(&config, &image("{}"), &pod, &checked(&[])).unwrap();
         let spec: oci_spec::runtime::Spec = serde_json::from_slice(&plan.spec).unwrap();
         assert_eq!(
             spec.linux().as_ref().unwrap().seccomp().is_none(),
@@ -241,7 +246,13 @@ fn host_mount(container_path: &str, volume: &str, read_only: bool) -> Mount {
 
 fn mounts_of(security: cri::LinuxContainerSecurityContext, asked: &[Mount]) -> Vec<Value> {
     let of_image = r#"{"Volumes":{"/var/lib/data":{},"../escape":{},"/":{}}}"#;
-    let plan = Plan::new(&with_security(security), &image(of_image), &pod(), asked).unwrap();
+    let plan = Plan::new(
+        &with_security(security),
+        &image(of_image),
+        &pod(),
+        &checked(asked),
+    )
+    .unwrap();
     let spec: Value = serde_json::from_slice(&plan.spec).unwrap();
     spec["mounts"].as_array().unwrap().clone()
 }
@@ -298,4 +309,27 @@ fn an_images_volumes_stay_writable_below_a_read_only_root() {
         .collect();
     assert_eq!(own.len(), 1, "what leads out of the root is left out");
     assert_eq!(own[0]["destination"], "/var/lib/data");
+}
+
+#[test]
+fn a_device_that_every_kernel_has_gets_a_node_and_a_rule() {
+    let mut own = checked(&[]);
+    own.devices = vec![Device {
+        container_path: "/dev/fuse".into(),
+        access: "rw".into(),
+        mode: 0o666,
+        source: DeviceSource::Guest {
+            major: 10,
+            minor: 229,
+        },
+    }];
+    let config = with_security(cri::LinuxContainerSecurityContext::default());
+    let plan = Plan::new(&config, &image("{}"), &pod(), &own).unwrap();
+    let spec: Value = serde_json::from_slice(&plan.spec).unwrap();
+    assert_eq!(spec["linux"]["devices"][0]["path"], "/dev/fuse");
+    let rules = spec["linux"]["resources"]["devices"].as_array().unwrap();
+    let rule = json!({
+        "allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw"
+    });
+    assert_eq!(rules.last(), Some(&rule));
 }

@@ -1,28 +1,32 @@
-//! An image that a container sees as a volume: read-only, whole or a part of it.
+//! A disk beside that of a container's root: an image that it sees as a volume, read-only, whole or a
+//! part of it; or a block device.
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{major, minor};
 
 use super::rootfs::{mount_image, resolve_in, unmount};
 use super::{Disk, Disks, StorageError, blocking};
 
-/// A disk and its mount point; [`Image::remove`] takes down what is there.
+/// A disk and, for an image, its mount point; [`Attached::remove`] takes down what is there.
 #[derive(Debug, Clone)]
-pub(crate) struct Image {
+pub(crate) struct Attached {
     /// The disk.
     pub(crate) disk: Disk,
     path: PathBuf,
 }
 
-impl Image {
-    /// An image that will be mounted in `folder`.
+impl Attached {
+    /// A disk that, if it holds an image, will be mounted in `folder`.
     pub(crate) fn new(disk: Disk, folder: &Path) -> Self {
         let path = folder.join(format!("image-{}", disk.serial));
         Self { disk, path }
     }
 
-    /// Mounts it; the path of `part` of it, links followed inside the image.
+    /// Mounts the image; the path of `part` of it, links followed inside the image.
     ///
     /// # Errors
     ///
@@ -40,7 +44,24 @@ impl Image {
         .await
     }
 
-    /// Unmounts it and lets go of the disk. Idempotent.
+    /// Major and minor number of the block device.
+    ///
+    /// # Errors
+    ///
+    /// When it is none.
+    pub(crate) fn device_number(&self) -> Result<(u64, u64), StorageError> {
+        let node = &self.disk.node;
+        let failed = StorageError::io("examining", node);
+        let metadata = fs::metadata(node).map_err(failed)?;
+        if !metadata.file_type().is_block_device() {
+            let error = io::Error::other("not a block device");
+            return Err(StorageError::io("using", node)(error));
+        }
+        let number = metadata.rdev();
+        Ok((major(number), minor(number)))
+    }
+
+    /// Unmounts the image and lets go of the disk. Idempotent.
     ///
     /// # Errors
     ///

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use isopod_proto::cri::{
-    CheckpointPodRequest, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
-    NamespaceOption, PodSandboxConfig, UpdateContainerResourcesRequest,
+    CheckpointPodRequest, ContainerStatsRequest, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
 };
 use isopod_tests::node::{self, Images, Node, Options, assert_refused, pod_config, shell};
 use tonic::Code;
@@ -112,10 +112,10 @@ fn a_pod_without_a_name_is_invalid() -> Result<()> {
 #[test]
 fn methods_that_are_not_there_yet_say_so() -> Result<()> {
     node::run(without_images(), |node| {
-        let update = UpdateContainerResourcesRequest::default();
+        let stats = ContainerStatsRequest::default();
         let answer = node
             .cri()
-            .runtime(async |mut cri| cri.update_container_resources(update).await);
+            .runtime(async |mut cri| cri.container_stats(stats).await);
         assert_refused(answer, Code::Unimplemented, "yet");
         let checkpoint = CheckpointPodRequest::default();
         let answer = node

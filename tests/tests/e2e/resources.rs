@@ -172,6 +172,8 @@ struct Loop(String);
 impl Loop {
     fn over(path: &Path, mib: u64) -> Result<Self> {
         fs::File::create(path)?.set_len(mib << 20)?;
+        // Where it is built in there is no module; losetup says if there is neither.
+        let _ = Command::new("modprobe").arg("loop").status();
         let output = Command::new("losetup")
             .args(["--find", "--show"])
             .arg(path)

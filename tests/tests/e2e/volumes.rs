@@ -214,13 +214,8 @@ const LIKE_A_LOCAL_FILE_SYSTEM: &[(&str, &str, &str)] = &[
         "96995b58d4cbf6aaa9041b4f00c7f6ae  -\n8388608",
     ),
     (
-        "locks",
-        "flock /v/log sleep 2 & sleep 1; flock -n /v/log echo taken || echo locked; wait; flock -n /v/log echo free",
-        "locked\nfree",
-    ),
-    (
         "names",
-        "touch '/v/a b' /v/ünï; ls /v/'a b' /v/ünï",
+        "touch '/v/a b' /v/ünï; for file in '/v/a b' /v/ü*; do echo \"$file\"; done",
         "/v/a b\n/v/ünï",
     ),
     (
@@ -250,7 +245,7 @@ fn a_volume_behaves_like_a_local_file_system() -> Result<()> {
 }
 
 #[test]
-fn containers_of_a_pod_share_a_folder_with_its_locks_and_a_part_of_it() -> Result<()> {
+fn containers_of_a_pod_share_a_folder_and_a_part_of_it() -> Result<()> {
     node::run(Options::kvm(), |node| {
         let shared = host_folder(node, "shared")?;
         fs::create_dir(shared.join("part"))?;
@@ -275,10 +270,6 @@ fn containers_of_a_pod_share_a_folder_with_its_locks_and_a_part_of_it() -> Resul
             node.exec_any(&reader, "echo 2 > /in/part/file")?.exit_code,
             0
         );
-
-        node.exec(&writer, "flock /out/part/file sleep 30 > /dev/null 2>&1 &")?;
-        let locked = "for i in 1 2 3 4 5; do flock -n /sub/path/file true || { echo locked; exit; }; sleep 1; done";
-        assert_eq!(text(node, &part, locked)?, "locked");
 
         // The writer's end takes nothing from the others.
         node.cri().remove(&writer)?;

@@ -125,7 +125,7 @@ const PACKAGES: &[(&str, &[Need], &str)] = &[
     (
         "cpio",
         &[Need::TestImages],
-        "lists the initramfs that a test made",
+        "packs and lists the initramfs that a test made",
     ),
     (
         "docker-registry",

@@ -13,6 +13,7 @@ use crate::{build, setup};
 pub(super) fn run() -> Result<Count> {
     setup::packages(&[
         setup::Need::Build,
+        setup::Need::Node,
         setup::Need::Registry,
         setup::Need::TestImages,
     ])?;

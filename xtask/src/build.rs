@@ -18,12 +18,17 @@ pub(crate) fn node() -> Result<PathBuf> {
     let vmm = static_binary("isopod-vmm", "release")?;
     let folder = project::target().join("node");
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-    for binary in [vmm, release_binary("isopod", "isopod")?] {
+    for binary in [vmm, daemon()?] {
         let name = binary.file_name().context("a binary has a name")?;
         std::fs::copy(&binary, folder.join(name))
             .with_context(|| format!("copying {}", binary.display()))?;
     }
     Ok(folder)
+}
+
+/// Builds the daemon alone, and returns its path.
+pub(crate) fn daemon() -> Result<PathBuf> {
+    release_binary("isopod", "isopod")
 }
 
 /// Builds what measures, see `cargo xtask bench`.

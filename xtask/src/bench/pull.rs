@@ -18,11 +18,13 @@ pub(crate) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::packages(setup::Need::ALL)?;
     setup::packages(&[setup::Need::Bench])?;
+    let daemon = build::daemon()?;
+    let binaries = daemon.parent().context("a binary is in a folder")?;
     let status = Command::new(build::bench()?)
         .arg("pull")
         .arg(arguments.repetitions.to_string())
         .arg(project::cache().root())
-        .env("ISOPOD_TEST_BIN_DIR", build::node()?)
+        .env("ISOPOD_TEST_BIN_DIR", binaries)
         .status()
         .context("starting the benchmark")?;
     ensure!(status.success(), "the benchmark ended with {status}");

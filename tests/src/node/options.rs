@@ -127,6 +127,9 @@ impl Options {
         self.cni
             .insert("config_dirs".into(), vec![text(cni.config_dir())].into());
         self.cni.insert("plugin_dirs".into(), plugins.into());
+        // As patient with plugins as with guests: the lab is slow.
+        self.cni
+            .insert("timeout_ms".into(), START_TIMEOUT_MS.into());
         self
     }
 

@@ -113,6 +113,11 @@ const PACKAGES: &[(&str, &[Need], &str)] = &[
         "what the CNI plugin portmap makes rules with",
     ),
     (
+        "dnsmasq-base",
+        &[Need::TestImages],
+        "answers pods' questions for names in tests",
+    ),
+    (
         "erofs-utils",
         &[Need::TestImages],
         "fsck.erofs, which checks images' read-only disks",

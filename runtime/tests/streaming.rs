@@ -2,28 +2,25 @@
 
 mod fake;
 
-use std::fs::File;
-use std::io::{Read, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
-use std::process::{Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::process::Stdio;
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use isopod_tests::node::{Node, shell};
 use isopod_tests::process::{Child, Process};
+use isopod_tests::streams::forward::{Forward, echo, exchange, serve};
+use isopod_tests::streams::terminal::Terminal;
+use isopod_tests::streams::{TRANSPORTS, exec, feed, text};
 use isopod_tests::wait::wait_for;
-use nix::pty::openpty;
-use rustix::termios::{Winsize, tcsetwinsize};
 
 use self::fake::{START_TIMEOUT_MS, on_fake};
 
 /// How long anything here may take.
 const LIMIT: Duration = Duration::from_secs(30);
-
-const TRANSPORTS: [&str; 2] = ["spdy", "websocket"];
 
 /// Runs a test with a container that waits, over each transport.
 fn on_container(test: impl Fn(&Node, &str, &str) -> Result<()>) -> Result<()> {
@@ -35,37 +32,6 @@ fn on_container(test: impl Fn(&Node, &str, &str) -> Result<()>) -> Result<()> {
         }
         Ok(())
     })
-}
-
-fn exec(
-    node: &Node,
-    transport: &str,
-    flags: &[&str],
-    id: &str,
-    command: &[&str],
-) -> Result<Command> {
-    let arguments = [&["exec", "--transport", transport], flags, &[id], command].concat();
-    let mut crictl = node.crictl()?.command(&arguments);
-    crictl.stdin(Stdio::null());
-    Ok(crictl)
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Runs a command that reads `input` to its end.
-fn feed(mut command: Command, input: Vec<u8>) -> Result<Output> {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let mut stdin = child.stdin.take().context("it is piped")?;
-    let writer = thread::Builder::new().spawn(move || stdin.write_all(&input))?;
-    let output = child.wait_with_output()?;
-    writer.join().expect("it does not panic")?;
-    Ok(output)
 }
 
 fn wait_until_gone(command_line: &str) -> Result<()> {
@@ -122,77 +88,20 @@ fn exec_reads_standard_input_to_its_end() -> Result<()> {
 #[test]
 fn terminal_has_the_size_of_the_clients_and_follows_it() -> Result<()> {
     on_container(|node, id, transport| {
-        let pty = openpty(None, None)?;
-        let (main, side): (OwnedFd, OwnedFd) = (pty.master, pty.slave);
-        let size = |ws_col, ws_row| Winsize {
-            ws_col,
-            ws_row,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        tcsetwinsize(&side, size(91, 31))?;
         let script = "until [ \"$(stty size)\" = '31 91' ]; do sleep 0.05; done; echo first; \
                       until [ \"$(stty size)\" = '41 101' ]; do sleep 0.05; done; \
                       read line; echo \"got $line\"; tty; exit 3";
         let crictl = exec(node, transport, &["-i", "-t"], id, &["bash", "-c", script])?;
-        // In a session of its own, so that it hears of the new size.
-        let mut child = Command::new("setsid")
-            .args(["--ctty", "--wait"])
-            .arg(crictl.get_program())
-            .args(crictl.get_args())
-            .stdin(side.try_clone()?)
-            .stdout(side)
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let mut screen = Screen::new(main.try_clone()?)?;
-        screen.wait_for("first")?;
-        tcsetwinsize(&main, size(101, 41))?;
-        File::from(main.try_clone()?).write_all(b"hello\r")?;
-        screen.wait_for("got hello")?;
-        screen.wait_for("/dev/pts/")?;
-        let status = child.wait()?;
-        let mut err = String::new();
-        child
-            .stderr
-            .take()
-            .context("it is piped")?
-            .read_to_string(&mut err)?;
-        assert!(!status.success());
-        assert!(err.contains("exit code 3"), "{err}");
+        let mut terminal = Terminal::start(&crictl, 91, 31)?;
+        terminal.wait_said("first")?;
+        terminal.resize(101, 41)?;
+        terminal.type_in("hello\r")?;
+        terminal.wait_said("got hello")?;
+        terminal.wait_said("/dev/pts/")?;
+        assert!(!terminal.wait()?.success());
+        terminal.wait_said("exit code 3")?;
         Ok(())
     })
-}
-
-/// What appears on a terminal.
-struct Screen {
-    shown: Arc<Mutex<String>>,
-}
-
-impl Screen {
-    fn new(main: OwnedFd) -> Result<Self> {
-        let shown = Arc::default();
-        let seen: Arc<Mutex<String>> = Arc::clone(&shown);
-        thread::Builder::new().spawn(move || {
-            let mut main = File::from(main);
-            let mut buffer = [0; 4096];
-            while let Ok(count @ 1..) = main.read(&mut buffer) {
-                let mut seen = seen.lock().expect("nothing panics under it");
-                seen.push_str(&text(&buffer[..count]));
-            }
-        })?;
-        Ok(Self { shown })
-    }
-
-    fn wait_for(&mut self, wanted: &str) -> Result<()> {
-        let shows = || {
-            self.shown
-                .lock()
-                .expect("nothing panics under it")
-                .contains(wanted)
-        };
-        let found = wait_for(wanted, LIMIT, || shows().then_some(()));
-        found.with_context(|| format!("{:?}", self.shown))
-    }
 }
 
 #[test]
@@ -299,102 +208,6 @@ fn attached_client_sees_output_and_feeds_input() -> Result<()> {
         }
         Ok(())
     })
-}
-
-/// A crictl that forwards a port, and where it listens.
-struct Forward {
-    _crictl: Child,
-    address: SocketAddr,
-    said: Arc<Mutex<String>>,
-}
-
-impl Forward {
-    fn start(node: &Node, transport: &str, pod: &str, port: u16) -> Result<Self> {
-        let ports = format!(":{port}");
-        let arguments = ["port-forward", "--transport", transport, pod, &ports];
-        let mut crictl = node.crictl()?.command(&arguments);
-        let mut child = crictl
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let stdout = child.stdout.take().context("it is piped")?;
-        let stderr = child.stderr.take().context("it is piped")?;
-        let said = Arc::default();
-        for mut pipe in [Box::new(stdout) as Box<dyn Read + Send>, Box::new(stderr)] {
-            let said: Arc<Mutex<String>> = Arc::clone(&said);
-            thread::Builder::new().spawn(move || {
-                let mut buffer = [0; 4096];
-                while let Ok(count @ 1..) = pipe.read(&mut buffer) {
-                    let mut said = said.lock().expect("nothing panics under it");
-                    said.push_str(&text(&buffer[..count]));
-                }
-            })?;
-        }
-        let crictl = Child::new(child);
-        let address = wait_for("the port to be forwarded", LIMIT, || {
-            let said = said.lock().expect("nothing panics under it");
-            let (_, rest) = said.split_once("Forwarding from 127.0.0.1:")?;
-            let port = rest.split_once(' ')?.0.parse().ok()?;
-            Some(SocketAddr::from(([127, 0, 0, 1], port)))
-        })?;
-        Ok(Self {
-            _crictl: crictl,
-            address,
-            said,
-        })
-    }
-
-    fn connect(&self) -> Result<TcpStream> {
-        let connection = TcpStream::connect(self.address)?;
-        connection.set_read_timeout(Some(LIMIT))?;
-        connection.set_write_timeout(Some(LIMIT))?;
-        Ok(connection)
-    }
-
-    fn wait_said(&self, wanted: &str) -> Result<()> {
-        let says = || {
-            self.said
-                .lock()
-                .expect("nothing panics under it")
-                .contains(wanted)
-        };
-        wait_for(wanted, LIMIT, || says().then_some(())).with_context(|| format!("{:?}", self.said))
-    }
-}
-
-/// Serves on a port of its own for as long as the test runs; the port.
-fn serve(connection: impl Fn(TcpStream) + Send + Sync + 'static) -> Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let port = listener.local_addr()?.port();
-    let connection = Arc::new(connection);
-    thread::Builder::new().spawn(move || {
-        for accepted in listener.incoming().flatten() {
-            let connection = Arc::clone(&connection);
-            let served = thread::Builder::new().spawn(move || connection(accepted));
-            served.expect("there is room for a thread");
-        }
-    })?;
-    Ok(port)
-}
-
-/// Says what it hears, and ends when the client does.
-fn echo(connection: TcpStream) {
-    // A client that is gone hears nothing.
-    let _ = std::io::copy(&mut &connection, &mut &connection);
-    drop(connection);
-}
-
-/// Sends, ends this direction, and reads the other one to its end.
-fn exchange(mut connection: TcpStream, sent: &[u8]) -> Result<Vec<u8>> {
-    let mut reader = connection.try_clone()?;
-    let reading = thread::Builder::new().spawn(move || {
-        let mut heard = Vec::new();
-        reader.read_to_end(&mut heard).map(|_| heard)
-    })?;
-    connection.write_all(sent)?;
-    connection.shutdown(Shutdown::Write)?;
-    Ok(reading.join().expect("it does not panic")?)
 }
 
 /// Runs a test with a pod, over each transport.

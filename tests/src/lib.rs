@@ -8,6 +8,7 @@
 //! - [`network`]: a network of one test's own, and CNI configurations.
 //! - [`registry`]: Debian's docker-registry.
 //! - [`tampered`]: a registry that misbehaves.
+//! - [`streams`]: crictl's exec, attach and port-forward.
 //! - [`process`], [`wait`]: child processes, `/proc`, and waiting with a limit.
 //!
 //! The tests themselves are in `tests/`: `host` needs no KVM, `e2e` runs containers in microVMs.
@@ -20,5 +21,6 @@ pub mod network;
 pub mod node;
 pub mod process;
 pub mod registry;
+pub mod streams;
 pub mod tampered;
 pub mod wait;

@@ -10,6 +10,8 @@
 
 #[path = "../../runtime/src/chain.rs"]
 mod chain;
+#[path = "../../runtime/src/streaming/channel.rs"]
+pub mod channel;
 #[path = "../../runtime/src/config/mod.rs"]
 mod config;
 #[path = "../../runtime/src/image/mod.rs"]

@@ -41,10 +41,12 @@ mod connection;
 pub mod decode;
 mod dictionary;
 pub mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod headers;
 mod shared;
 mod stream;
-#[cfg(any(test, feature = "testing"))]
+#[cfg(any(test, fuzzing, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]
 mod tests;

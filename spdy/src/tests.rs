@@ -569,30 +569,3 @@ async fn silent_client_is_asked_for_a_sign_of_life() {
     let frame = client.frames.next().await.unwrap().unwrap();
     assert_eq!(frame, Frame::Ping(4));
 }
-
-proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(512))]
-
-    #[test]
-    fn any_bytes_are_frames_or_refused_however_they_are_cut(
-        bytes in proptest::collection::vec(0_u8.., 0..400),
-        cut in 1..64_usize,
-    ) {
-        let decode = |size: usize| {
-            let (mut decoder, mut input, mut frames) = (FrameDecoder::new(), BytesMut::new(), Vec::new());
-            for piece in bytes.chunks(size) {
-                input.extend_from_slice(piece);
-                loop {
-                    match decoder.next(&mut input) {
-                        Ok(Some(Frame::Data { .. })) => {}
-                        Ok(Some(frame)) => frames.push(frame),
-                        Ok(None) => break,
-                        Err(error) => return (frames, Some(error)),
-                    }
-                }
-            }
-            (frames, None)
-        };
-        assert_eq!(decode(usize::MAX), decode(cut));
-    }
-}

@@ -12,5 +12,6 @@ mod resources;
 mod restart;
 mod run;
 mod security;
+mod streaming;
 mod volumes;
 mod walkthrough;

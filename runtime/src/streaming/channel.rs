@@ -140,6 +140,13 @@ pub(super) fn message(channel: u8, payload: &[u8]) -> Bytes {
 
 /// What a target in `fuzz/` calls, and a bounded test with every run.
 #[cfg(any(test, fuzzing))]
+#[cfg_attr(
+    not(fuzzing),
+    expect(
+        unreachable_pub,
+        reason = "the fuzz crate compiles this file as its own"
+    )
+)]
 pub mod fuzz {
     use bytes::Bytes;
 

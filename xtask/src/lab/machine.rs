@@ -15,6 +15,8 @@ pub(super) struct Files<'a> {
     pub(super) console: &'a Path,
     /// The raw disk for `/var/lib/isopod`.
     pub(super) disk: &'a Path,
+    /// QEMU listens here for commands of its monitor (QMP).
+    pub(super) monitor: &'a Path,
     /// Unix sockets that this process listens on, each with its port's name.
     pub(super) ports: &'a [(&'static str, &'a Path)],
 }
@@ -56,6 +58,10 @@ pub(super) fn command(kernel: &Kernel, job: &Job, files: &Files<'_>) -> Command 
         "console=ttyS0 quiet loglevel=4 panic=-1 maxcpus=1 mitigations=off audit=0",
     ]);
     qemu.args(["-serial", &format!("file:{}", comma(files.console))]);
+    qemu.args([
+        "-qmp",
+        &format!("unix:{},server=on,wait=off", comma(files.monitor)),
+    ]);
 
     share(&mut qemu, "root", Path::new("/"), "readonly=on");
     if let Some(folder) = &job.exchange {

@@ -13,7 +13,8 @@
 //! - [`kernel`]: Debian's kernel and its modules, fetched once.
 //! - [`initramfs`]: the first steps inside, as an initramfs per run.
 //! - [`machine`]: QEMU's command line.
-//! - [`relay`]: the command's output, as it comes, and its exit status.
+//! - [`monitor`]: where a machine stands that does not go on.
+//! - [`relay`]: the command's output, as it comes, signs of life, and its exit status.
 //! - [`session`]: one run from start to clean-up.
 //! - [`shell`]: quoting for the shells inside.
 //!
@@ -23,6 +24,7 @@
 mod initramfs;
 mod kernel;
 mod machine;
+mod monitor;
 mod relay;
 mod session;
 mod shell;
@@ -33,6 +35,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+pub(crate) use self::session::Frozen;
 use crate::kvm;
 
 /// vCPUs of the emulated host, unless it is told otherwise. KVM patches its host's kernel as guests come

@@ -4,18 +4,23 @@
 //! output the lab writes a mark that the command cannot know, so the end is certain although the
 //! machine lives on; the mark itself is not passed on.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, BufRead as _, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixListener;
 use std::sync::mpsc::Sender;
 use std::thread;
 
 use anyhow::{Context as _, Result};
 
+/// Bytes of the status port that are read: a year of them.
+const STATUS_LIMIT: u64 = 64 << 20;
+
 /// What a port told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
     /// An output port came to its end.
     Ended,
+    /// The host still schedules processes.
+    Alive,
     /// The command's exit status.
     Status(u8),
 }
@@ -36,27 +41,25 @@ pub(super) fn output(
     })
 }
 
-/// Reads the status port.
+/// Reads the status port: a line every few seconds, and the exit status as the last one.
 pub(super) fn status(listener: UnixListener, events: Sender<Event>) -> Result<()> {
     spawn(move || {
-        let mut text = String::new();
-        if let Ok((mut stream, _)) = listener.accept() {
-            let mut buffer = [0; 64];
-            while !text.ends_with('\n') {
-                match stream.read(&mut buffer) {
-                    Ok(0) | Err(_) => break,
-                    Ok(length) => text.push_str(&String::from_utf8_lossy(&buffer[..length])),
-                }
+        if let Ok((stream, _)) = listener.accept() {
+            let lines = BufReader::new(stream.take(STATUS_LIMIT)).lines();
+            for event in lines.map_while(Result::ok).filter_map(|line| said(&line)) {
+                let _ = events.send(event);
             }
         }
-        let status = text
-            .trim_end()
-            .strip_prefix("exit ")
-            .and_then(|number| number.parse().ok());
-        if let Some(status) = status {
-            let _ = events.send(Event::Status(status));
-        }
     })
+}
+
+/// What a line of the status port says.
+fn said(line: &str) -> Option<Event> {
+    if line == "alive" {
+        return Some(Event::Alive);
+    }
+    let number = line.strip_prefix("exit ")?;
+    number.parse().ok().map(Event::Status)
 }
 
 fn spawn(work: impl FnOnce() + Send + 'static) -> Result<()> {
@@ -138,6 +141,15 @@ mod tests {
     #[test]
     fn what_only_begins_like_the_end_mark_is_passed_on() {
         assert_eq!(copied(&["a#EN", "b#", "c##END#"]), "a#ENb#c#");
+    }
+
+    #[test]
+    fn the_status_port_tells_life_and_exit_status() {
+        assert_eq!(said("alive"), Some(Event::Alive));
+        assert_eq!(said("exit 42"), Some(Event::Status(42)));
+        for other in ["", "exit", "exit 256", "alive!"] {
+            assert_eq!(said(other), None, "{other}");
+        }
     }
 
     #[test]

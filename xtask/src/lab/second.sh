@@ -38,16 +38,20 @@ if [ -n "$EXCHANGE" ]; then
         fail "the exchange folder could not be mounted"
 fi
 
+for port in /sys/class/virtio-ports/*; do
+    case "$($b cat "$port/name")" in
+        out) out=/dev/${port##*/} ;;
+        err) err=/dev/${port##*/} ;;
+        status) status_port=/dev/${port##*/} ;;
+    esac
+done
+# As long as this is heard, the host is alive.
+while echo alive > "$status_port" && $b sleep 5; do :; done & beat=$!
+
 if [ -n "$SHELL_WANTED" ]; then
     $b setsid -c $b sh /run/lab/command.sh < /dev/hvc0 > /dev/hvc0 2>&1
     status=$?
 else
-    for port in /sys/class/virtio-ports/*; do
-        case "$($b cat "$port/name")" in
-            out) out=/dev/${port##*/} ;;
-            err) err=/dev/${port##*/} ;;
-        esac
-    done
     # A port can be open once only; a pipe before it lets the command open /dev/stdout again.
     $b mkfifo /run/lab/out /run/lab/err
     $b cat /run/lab/out > "$out" & out_copy=$!
@@ -67,7 +71,7 @@ else
     printf %s "$END" > "$err"
 fi
 $b sync
-for port in /sys/class/virtio-ports/*; do
-    [ "$($b cat "$port/name")" = status ] && echo "exit $status" > "/dev/${port##*/}"
-done
+kill $beat
+wait $beat
+echo "exit $status" > "$status_port"
 $b poweroff -f

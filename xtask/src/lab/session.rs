@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::machine::{self, Files};
+use super::monitor;
 use super::relay::{self, Event};
 use super::{Job, initramfs, kernel};
 use crate::progress::say;
@@ -25,6 +26,11 @@ const DISK: &str = "20G";
 /// How often the machine and the interrupt flag are looked at.
 const POLL: Duration = Duration::from_millis(50);
 
+/// How long a host that is alive may be silent: it is heard every five seconds of its own clock, which
+/// may be far slower than ours when it counts instructions.
+const SILENCE: Duration = Duration::from_secs(180);
+const SILENCE_ICOUNT: Duration = Duration::from_secs(1800);
+
 /// Exit status after a time-out, as timeout(1) has it.
 const TIMED_OUT: u8 = 124;
 
@@ -33,6 +39,11 @@ const INTERRUPTED: u8 = 130;
 
 /// How many lines of the console an error shows.
 const ERROR_LINES: usize = 30;
+
+/// The emulated host no longer runs anything: a fault of the emulation, not of the job.
+#[derive(Debug, thiserror::Error)]
+#[error("the emulated host froze")]
+pub(crate) struct Frozen;
 
 /// Runs the job in the emulated host and returns the command's exit status.
 pub(super) fn run(job: &Job) -> Result<u8> {
@@ -45,6 +56,7 @@ pub(super) fn run(job: &Job) -> Result<u8> {
     std::fs::write(&initramfs, initramfs::build(&kernel, job, &end)?)?;
     let disk = disk(&project::cache().root().join("lab-disks"))?;
     let (console, errors) = (in_folder("console.log"), in_folder("qemu.log"));
+    let monitor = in_folder("monitor");
 
     let (events, received) = channel();
     let ports: Vec<(&'static str, PathBuf)> = ["out", "err", "status"]
@@ -68,6 +80,7 @@ pub(super) fn run(job: &Job) -> Result<u8> {
         initramfs: &initramfs,
         console: &console,
         disk: disk.path(),
+        monitor: &monitor,
         ports: &port_paths,
     };
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -84,13 +97,28 @@ pub(super) fn run(job: &Job) -> Result<u8> {
             .context("starting QEMU")?,
     );
 
+    watch(job, &received, &mut machine, &files, &errors, &interrupted)
+}
+
+/// Waits for the end of the command, or of the machine.
+fn watch(
+    job: &Job,
+    received: &Receiver<Event>,
+    machine: &mut Machine,
+    files: &Files<'_>,
+    errors: &Path,
+    interrupted: &AtomicBool,
+) -> Result<u8> {
+    let silence = if job.icount { SILENCE_ICOUNT } else { SILENCE };
     let begin = Instant::now();
+    let mut heard = begin;
     // A prompt's output goes to the terminal, not through the output ports.
     let mut open_outputs = if job.command.is_empty() { 0 } else { 2 };
     let mut status = None;
     loop {
         match received.recv_timeout(POLL) {
             Ok(Event::Ended) => open_outputs -= 1,
+            Ok(Event::Alive) => heard = Instant::now(),
             Ok(Event::Status(number)) => status = Some(number),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                 if machine.0.try_wait()?.is_some() {
@@ -104,18 +132,27 @@ pub(super) fn run(job: &Job) -> Result<u8> {
         if interrupted.load(Ordering::Relaxed) {
             return Ok(INTERRUPTED);
         }
-        if job.timeout.is_some_and(|timeout| begin.elapsed() > timeout) {
+        if heard.elapsed() > silence {
+            let seconds = heard.elapsed().as_secs();
             say(&format!(
-                "Lab: no end after {} s",
-                begin.elapsed().as_secs()
+                "Lab: the emulated host has stood still for {seconds} s"
             ));
-            show(&console)?;
+            for line in monitor::state(files.monitor).lines() {
+                say(&format!("  {line}"));
+            }
+            show(files.console)?;
+            return Err(Frozen.into());
+        }
+        if job.timeout.is_some_and(|timeout| begin.elapsed() > timeout) {
+            let seconds = begin.elapsed().as_secs();
+            say(&format!("Lab: no end after {seconds} s"));
+            show(files.console)?;
             return Ok(TIMED_OUT);
         }
     }
     let Some(status) = status else {
-        show(&errors)?;
-        show(&console)?;
+        show(errors)?;
+        show(files.console)?;
         bail!("the lab ended before the command did");
     };
     Ok(status)

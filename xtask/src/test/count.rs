@@ -28,8 +28,29 @@ impl Count {
         count
     }
 
+    /// Counts the results in one binary's output, which may break off in the middle.
+    pub(super) fn of(log: &str) -> Self {
+        let mut count = Self::default();
+        let mut alone = Self::default();
+        for line in log.lines() {
+            count.line(line);
+            let result = line.split_once(" ... ").map_or(line, |(_, result)| result);
+            match result {
+                "ok" => alone.passed += 1,
+                // What a failing test prints comes between its name and its result.
+                "FAILED" => alone.failed += 1,
+                _ => {}
+            }
+        }
+        if log.contains("test result: ") {
+            count
+        } else {
+            alone
+        }
+    }
+
     /// Counts what one line says.
-    pub(super) fn line(&mut self, line: &str) {
+    fn line(&mut self, line: &str) {
         if line.starts_with("skipped ") {
             // The test harness counts it as passed.
             self.skipped += 1;
@@ -81,6 +102,15 @@ impl fmt::Display for Count {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn results_of_an_output_that_breaks_off_are_counted_one_by_one() {
+        let log = "running 4 tests\ntest a ... ok\ntest b ... ---- a log\n\nFAILED\ntest c ... ";
+        let count = Count::of(log);
+        assert_eq!((count.passed, count.failed), (1, 1));
+        let whole = "test a ... ok\ntest result: ok. 1 passed; 0 failed; 0 ignored\n";
+        assert_eq!(Count::of(whole).passed, 1);
+    }
 
     #[test]
     fn results_of_several_binaries_add_up() {

@@ -1,5 +1,6 @@
 //! End-to-end tests: the daemon with real images and crictl, containers in microVMs.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
 use super::Count;
@@ -17,7 +18,13 @@ use crate::progress::{say, step};
 use crate::{build, kvm, setup, test_images};
 
 /// An emulated host's share of the suite.
-const TIMEOUT: Duration = Duration::from_secs(45 * 60);
+const TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// Emulated hosts that may freeze before a share is given up.
+const HOSTS_PER_SHARE: usize = 3;
+
+/// The tests' output, in the folder that outlives an emulated host.
+const LOG: &str = "tests.log";
 
 /// Memory of an emulated host, MiB: several guests, images and a file system in memory.
 const MEMORY_MIB: u32 = 6144;
@@ -102,7 +109,7 @@ fn in_microvms(binary: &Path, parts: &Parts, filter: &[String]) -> Result<Count>
     let counts = thread::scope(|scope| {
         let runs: Vec<_> = shares
             .iter()
-            .map(|share| scope.spawn(move || share_in_microvms(binary, parts, share, exchange)))
+            .map(|share| scope.spawn(move || share_to_its_end(binary, parts, share, exchange)))
             .collect();
         let ended = runs.into_iter().map(|run| match run.join() {
             Ok(count) => count,
@@ -150,15 +157,60 @@ fn available_mib() -> Result<usize> {
         .context("/proc/meminfo has no MemAvailable")
 }
 
-/// Output comes as whole lines as the tests run, and once more through a file, to be counted.
-fn share_in_microvms(
+/// Runs a share; what is left of it when the emulated host freezes, in another host.
+fn share_to_its_end(
     binary: &Path,
     parts: &Parts,
     share: &[String],
     exchange: Option<&Path>,
 ) -> Result<Count> {
-    let folder = tempfile::tempdir().context("making a folder for the tests' output")?;
-    let log = exchange.unwrap_or(folder.path()).join("tests.log");
+    let mut left = share.to_vec();
+    let mut count = Count::default();
+    for _ in 0..HOSTS_PER_SHARE {
+        let folder = tempfile::tempdir().context("making a folder for the tests' output")?;
+        let result = share_in_microvms(binary, parts, &left, (exchange, folder.path()));
+        let log =
+            fs::read_to_string(folder.path().join(LOG)).context("reading the tests' output")?;
+        count += Count::of(&log);
+        match result {
+            Ok(0) => return Ok(count),
+            Ok(status) => {
+                ensure!(count.failed > 0, "the tests ended with status {status}");
+                return Ok(count);
+            }
+            Err(error) if error.is::<lab::Frozen>() => {}
+            Err(error) => return Err(error),
+        }
+        let ended = tests_of(&log).filter_map(|(name, ended)| ended.then_some(name));
+        let ended: BTreeSet<&str> = ended.collect();
+        left.retain(|name| !ended.contains(name.as_str()));
+        let running = tests_of(&log).find_map(|(name, ended)| (!ended).then_some(name));
+        say(&format!(
+            "The emulated host froze during {}; going on in another one",
+            running.unwrap_or("no test")
+        ));
+    }
+    bail!("{HOSTS_PER_SHARE} emulated hosts froze, one after the other")
+}
+
+/// The tests that a log names, and whether each one ended.
+fn tests_of(log: &str) -> impl Iterator<Item = (&str, bool)> {
+    log.lines().filter_map(|line| {
+        let (name, rest) = line.strip_prefix("test ")?.split_once(" ... ")?;
+        // What a failing test prints comes between its name and its result.
+        Some((name, !rest.is_empty()))
+    })
+}
+
+/// The exit status of a share's tests. Output comes as whole lines as the tests run, and once more
+/// through [`LOG`] in the folder that outlives an emulated host, to be counted.
+fn share_in_microvms(
+    binary: &Path,
+    parts: &Parts,
+    share: &[String],
+    (exchange, folder): (Option<&Path>, &Path),
+) -> Result<u8> {
+    let log = exchange.unwrap_or(folder).join(LOG);
     let script = r#"log=$1; shift; set -o pipefail; "$@" 2>&1 | tee "$log" | sed -u ''"#;
     let mut command: Vec<String> = ["bash", "-c", script, "tests"].map(str::to_owned).into();
     command.push(log.display().to_string());
@@ -172,19 +224,8 @@ fn share_in_microvms(
         .push(("ISOPOD_TEST_DATA".into(), "/var/lib/isopod".into()));
     job.memory_mib = MEMORY_MIB;
     job.timeout = Some(TIMEOUT);
-    job.exchange = Some(folder.path().to_owned());
-    let status = lab::where_kvm_is(&job)?;
-    let log =
-        fs::read_to_string(folder.path().join("tests.log")).context("reading the tests' output")?;
-    let mut count = Count::default();
-    for line in log.lines() {
-        count.line(line);
-    }
-    ensure!(
-        status == 0 || count.failed > 0,
-        "the tests ended with status {status}"
-    );
-    Ok(count)
+    job.exchange = Some(folder.to_owned());
+    lab::where_kvm_is(&job)
 }
 
 /// What cargo says of a file that it made.

@@ -211,8 +211,7 @@ mod tests {
             .env("TZ", "UTC")
             .output();
         let Ok(output) = output else {
-            eprintln!("skipped: cpio is not installed");
-            return;
+            return isopod_tests::skip("cpio is not installed");
         };
         let listing = String::from_utf8(output.stdout).unwrap();
         let lines: Vec<Vec<&str>> = listing

@@ -2,7 +2,6 @@
 
 use std::env;
 use std::fs::{self, OpenOptions};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -87,8 +86,7 @@ pub fn missing_kvm() -> Option<String> {
     (!virtualises).then(|| "the CPU has neither vmx nor svm".to_owned())
 }
 
-/// Whether a test that needs KVM can go on. If not it was skipped aloud, past the test harness's
-/// capture, in a line that `cargo xtask test` counts.
+/// Whether a test that needs KVM can go on. If not it was [skipped](crate::skip()).
 ///
 /// # Errors
 /// There is no KVM and [`REQUIRE_KVM`] says that there must be.
@@ -99,8 +97,6 @@ pub fn has_kvm() -> Result<bool> {
     if is_set(REQUIRE_KVM) {
         bail!("{REQUIRE_KVM}=1, and KVM is not usable: {reason}");
     }
-    let thread = std::thread::current();
-    let test = thread.name().unwrap_or("a test");
-    writeln!(std::io::stderr(), "skipped {test}: needs KVM: {reason}")?;
+    crate::skip(&format!("needs KVM: {reason}"));
     Ok(false)
 }

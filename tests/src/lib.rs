@@ -9,6 +9,7 @@
 //! - [`registry`]: Debian's docker-registry.
 //! - [`tampered`]: a registry that misbehaves.
 //! - [`streams`]: crictl's exec, attach and port-forward.
+//! - [`skip`]: tests that cannot run here, of every crate.
 //! - [`process`], [`wait`]: child processes, `/proc`, and waiting with a limit.
 //!
 //! The tests themselves are in `tests/`: `host` needs no KVM, `e2e` runs containers in microVMs.
@@ -21,6 +22,9 @@ pub mod network;
 pub mod node;
 pub mod process;
 pub mod registry;
+mod skip;
 pub mod streams;
 pub mod tampered;
 pub mod wait;
+
+pub use self::skip::{NO_SKIP, skip};

@@ -197,8 +197,7 @@ mod tests {
     #[test]
     fn an_opened_volume_shows_in_no_mount_table() {
         if !rustix::process::geteuid().is_root() {
-            println!("\nskipped an_opened_volume_shows_in_no_mount_table: needs root");
-            return;
+            return isopod_tests::skip("needs root");
         }
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), "x").unwrap();

@@ -12,7 +12,7 @@
 //! The rooms: [`guest`] is all that knows about the machine; [`service`] is the RPC interface, one
 //! verb per file; [`container`] what a container is made of; [`helper`] the process boundary to
 //! libcontainer; [`process`] who runs and who has exited; [`stream`] their output and input;
-//! [`network`] the sandbox's interfaces;
+//! [`network`] the sandbox's interfaces; [`stats`] what all of it uses;
 //! [`storage`] disks and root filesystems; [`pid_namespace`] the namespace that containers share.
 
 mod container;
@@ -24,6 +24,7 @@ mod pid_namespace;
 mod process;
 mod serve;
 mod service;
+mod stats;
 mod storage;
 mod stream;
 

@@ -8,6 +8,7 @@
 //! - `stubborn`: the agent does not power off.
 //! - `full`: no container can be created.
 //! - `frozen`: creating a container takes for ever.
+//! - `sleepy`: it never says what it uses.
 
 #![expect(
     unsafe_code,
@@ -24,12 +25,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use isopod_proto::agent::{
-    ContainerInfo, ContainerState, CreateContainerRequest, CreateContainerResponse,
-    DeleteContainerRequest, DeleteContainerResponse, DeleteProcessRequest, DeleteProcessResponse,
-    ExecProcessRequest, ExecProcessResponse, HelloRequest, HelloResponse, ListContainersRequest,
-    ListContainersResponse, PowerOffRequest, PowerOffResponse, SetUpSandboxRequest,
-    SetUpSandboxResponse, SignalProcessRequest, SignalProcessResponse, StartContainerRequest,
-    StartContainerResponse, StreamOpen, StreamRole, WaitProcessRequest, WaitProcessResponse,
+    CgroupStats, ContainerInfo, ContainerState, ContainerStats, CpuStats, CreateContainerRequest,
+    CreateContainerResponse, DeleteContainerRequest, DeleteContainerResponse, DeleteProcessRequest,
+    DeleteProcessResponse, ExecProcessRequest, ExecProcessResponse, HelloRequest, HelloResponse,
+    ListContainersRequest, ListContainersResponse, MemoryStats, PowerOffRequest, PowerOffResponse,
+    SetUpSandboxRequest, SetUpSandboxResponse, SignalProcessRequest, SignalProcessResponse,
+    StartContainerRequest, StartContainerResponse, StatsRequest, StatsResponse, StreamOpen,
+    StreamRole, WaitProcessRequest, WaitProcessResponse,
 };
 use isopod_proto::agent_ttrpc::{Agent, create_agent};
 use isopod_proto::stream::{HEADER_LEN, Header, Kind};
@@ -623,6 +625,41 @@ impl Agent for Served {
             }
         }
         Ok(ListContainersResponse {
+            containers,
+            ..Default::default()
+        })
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> Reply<StatsResponse> {
+        if self.0.hostname_is("sleepy") {
+            std::future::pending::<()>().await;
+        }
+        let group = CgroupStats {
+            cpu: Some(CpuStats {
+                usage_us: 1,
+                ..Default::default()
+            })
+            .into(),
+            memory: Some(MemoryStats {
+                usage: 4096,
+                ..Default::default()
+            })
+            .into(),
+            ..Default::default()
+        };
+        let asked = |id: &str| request.container_id.is_empty() || request.container_id == id;
+        let containers = lock(&self.0.processes)
+            .keys()
+            .filter(|(id, exec)| exec.is_empty() && asked(id))
+            .map(|(id, _)| ContainerStats {
+                container_id: id.clone(),
+                cgroup: Some(group.clone()).into(),
+                ..Default::default()
+            })
+            .collect();
+        Ok(StatsResponse {
+            at_ns: 1,
+            sandbox: Some(group.clone()).into(),
             containers,
             ..Default::default()
         })

@@ -24,6 +24,7 @@ mod network;
 mod record;
 mod run;
 mod sandbox;
+mod stats;
 mod streaming;
 mod table;
 mod version;

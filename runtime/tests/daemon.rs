@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use isopod_proto::cri::{
     ContainerFilter, ContainerState, ExecSyncRequest, PodSandboxFilter, PodSandboxState,
-    PodSandboxStateValue, RunPodSandboxRequest,
+    PodSandboxStateValue, PodSandboxStats, RunPodSandboxRequest,
 };
 use isopod_tests::log::{Stream, texts};
 use isopod_tests::node::{Node, image, pod_config, shell};
@@ -127,6 +127,53 @@ fn killed_vmm_is_an_ordinary_end() -> Result<()> {
         let error = node.cri().start(&created).unwrap_err();
         assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
         let error = node.cri().exec(&running, &["true"], 0).unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+        Ok(())
+    })
+}
+
+#[test]
+fn guest_that_never_says_what_it_uses_is_left_out_of_lists_and_times_out_alone() -> Result<()> {
+    on_fake(START_TIMEOUT_MS, |node| {
+        let start = |name| -> Result<(String, String)> {
+            let pod = node.busybox_pod(name)?;
+            let container = node.start(&pod, shell("main", "exec sleep 1000"))?;
+            Ok((pod, container))
+        };
+        let (awake, awake_container) = start("awake")?;
+        let (sleepy, sleepy_container) = start("sleepy")?;
+        let begun = Instant::now();
+        let pods = node.cri().all_pod_stats(None)?;
+        let ids = |stats: &[PodSandboxStats]| -> Vec<String> {
+            let attributes = stats.iter().filter_map(|it| it.attributes.as_ref());
+            attributes.map(|it| it.id.clone()).collect()
+        };
+        assert_eq!(ids(&pods), [awake.as_str()]);
+        let containers = node.cri().all_container_stats(None)?;
+        let told = containers.iter().filter_map(|it| it.attributes.as_ref());
+        let told: Vec<&str> = told.map(|it| it.id.as_str()).collect();
+        assert_eq!(told, [awake_container.as_str()]);
+        for (refused, code) in [
+            (
+                node.cri().pod_stats(&sleepy).map(drop),
+                Code::DeadlineExceeded,
+            ),
+            (
+                node.cri().container_stats(&sleepy_container).map(drop),
+                Code::DeadlineExceeded,
+            ),
+        ] {
+            assert_eq!(refused.unwrap_err().code(), code);
+        }
+        ensure!(begun.elapsed() < LIMIT, "it took {:?}", begun.elapsed());
+
+        node.vmm(&awake)?.kill();
+        wait_not_ready(node, &awake)?;
+        assert!(node.cri().all_pod_stats(None)?.is_empty());
+        let error = node.cri().pod_stats(&awake).unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+        node.wait_exited(&awake_container)?;
+        let error = node.cri().container_stats(&awake_container).unwrap_err();
         assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
         Ok(())
     })

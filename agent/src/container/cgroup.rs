@@ -72,6 +72,11 @@ impl Cgroup {
         }
     }
 
+    /// Its folder.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Limits the devices that processes in the group and below can use.
     ///
     /// # Errors
@@ -161,7 +166,11 @@ impl Cgroup {
     }
 
     /// The processes in the group and below.
-    fn pids(&self) -> Result<Vec<i32>, CgroupError> {
+    ///
+    /// # Errors
+    ///
+    /// When a group cannot be read for another reason than that it is gone.
+    pub(crate) fn pids(&self) -> Result<Vec<i32>, CgroupError> {
         let mut pids = Vec::new();
         for group in self.tree()? {
             let path = group.join("cgroup.procs");

@@ -19,6 +19,7 @@ mod spec;
 mod user;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -34,6 +35,7 @@ pub(crate) use user::{Identity, UserError, resolve};
 
 use crate::helper::Outcome;
 use crate::process::Process;
+use crate::stats::LayerUsage;
 use crate::storage::{Attached, Rootfs};
 
 /// Most containers of a sandbox, those that exited included.
@@ -103,6 +105,8 @@ pub(crate) struct Container {
     created: OnceLock<Created>,
     started: AtomicBool,
     rootfs: Mutex<Option<Rootfs>>,
+    /// What its writable layer takes.
+    pub(crate) layer: Arc<LayerUsage>,
     /// Disks beside that of the root.
     attached: Mutex<Vec<Attached>>,
     /// None while an exec is being started.
@@ -122,6 +126,7 @@ impl Container {
             created: OnceLock::new(),
             started: AtomicBool::new(false),
             rootfs: Mutex::new(None),
+            layer: Arc::default(),
             attached: Mutex::default(),
             execs: Mutex::default(),
         }
@@ -149,8 +154,14 @@ impl Container {
         self.started.store(true, Ordering::Relaxed);
     }
 
+    /// Where what it writes lies, while it has a root file system.
+    pub(crate) fn upper(&self) -> Option<PathBuf> {
+        lock(&self.rootfs).as_ref().map(Rootfs::upper)
+    }
+
     /// Hands the root file system over, to take it down.
     pub(crate) fn take_rootfs(&self) -> Option<Rootfs> {
+        self.layer.stop();
         lock(&self.rootfs).take()
     }
 

@@ -26,6 +26,7 @@ mod set_processors;
 mod set_up_sandbox;
 mod signal_process;
 mod start_container;
+mod stats;
 mod update_container;
 mod wait_process;
 
@@ -41,8 +42,9 @@ use isopod_proto::agent::{
     ExecProcessResponse, HelloRequest, HelloResponse, ListContainersRequest,
     ListContainersResponse, PowerOffRequest, PowerOffResponse, SetProcessorsRequest,
     SetProcessorsResponse, SetUpSandboxRequest, SetUpSandboxResponse, SignalProcessRequest,
-    SignalProcessResponse, StartContainerRequest, StartContainerResponse, UpdateContainerRequest,
-    UpdateContainerResponse, WaitProcessRequest, WaitProcessResponse,
+    SignalProcessResponse, StartContainerRequest, StartContainerResponse, StatsRequest,
+    StatsResponse, UpdateContainerRequest, UpdateContainerResponse, WaitProcessRequest,
+    WaitProcessResponse,
 };
 use isopod_proto::agent_ttrpc::Agent;
 use nix::unistd::Pid;
@@ -258,6 +260,10 @@ impl Agent for Served {
         _: ListContainersRequest,
     ) -> ttrpc::Result<ListContainersResponse> {
         Ok(self.0.list_containers())
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        Ok(self.0.stats(&request).await?)
     }
 
     async fn power_off(

@@ -40,6 +40,11 @@ impl Rootfs {
         &self.root
     }
 
+    /// The folder of what was written.
+    pub(crate) fn upper(&self) -> PathBuf {
+        self.layer.join("upper")
+    }
+
     /// Mounts it.
     ///
     /// # Errors
@@ -51,7 +56,7 @@ impl Rootfs {
     }
 
     fn mount_now(&self) -> Result<(), StorageError> {
-        let (upper, work) = (self.layer.join("upper"), self.layer.join("work"));
+        let (upper, work) = (self.upper(), self.layer.join("work"));
         for folder in [&self.lower, &self.root, &upper, &work] {
             fs::create_dir_all(folder).map_err(StorageError::io("making", folder))?;
         }

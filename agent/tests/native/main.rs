@@ -12,5 +12,6 @@ mod namespaces;
 mod ports;
 mod refusals;
 mod security;
+mod stats;
 mod streams;
 mod volumes;

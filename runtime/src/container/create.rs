@@ -20,6 +20,7 @@ use crate::field::FieldError;
 use crate::id::ContainerId;
 use crate::image::{Image, ImageDisk};
 use crate::sandbox::{Sandbox, Undo};
+use crate::stats::CpuRate;
 use crate::vm::Vm;
 
 /// What is known before anything is made.
@@ -154,6 +155,7 @@ impl Containers {
             sandbox: Arc::clone(sandbox),
             created_at_ns: clock::now_ns(),
             user: ContainerUser::default(),
+            cpu_rate: CpuRate::default(),
             state: tokio::sync::watch::Sender::new(ContainerState::Created),
             verbs: tokio::sync::Mutex::new(Removed::default()),
             removed: CancellationToken::new(),

@@ -55,6 +55,7 @@ use crate::id::{ContainerId, SandboxId};
 use crate::image::ImageStore;
 use crate::record::Records;
 use crate::sandbox::Sandbox;
+use crate::stats::CpuRate;
 use crate::table::{Names, Reservation, Table};
 
 /// Length of a disk's serial number (virtio 1.2 section 5.2.6.1).
@@ -82,6 +83,8 @@ pub(crate) struct Container {
     pub(crate) created_at_ns: i64,
     /// Who its process runs as.
     pub(crate) user: ContainerUser,
+    /// What it uses of processors, from one look to the next.
+    pub(crate) cpu_rate: CpuRate,
     /// Its limits as they are now.
     resources: Mutex<Resources>,
     state: tokio::sync::watch::Sender<ContainerState>,

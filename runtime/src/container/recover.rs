@@ -27,6 +27,7 @@ use super::{
 use crate::chain::chain;
 use crate::id::ContainerId;
 use crate::sandbox::{Sandbox, SandboxState};
+use crate::stats::CpuRate;
 use crate::vm::{EndReason, Vm, VmEnd, VmError};
 
 /// How long the guest may take to list its containers before the daemon goes on without.
@@ -136,6 +137,7 @@ impl Containers {
             sandbox: Arc::clone(sandbox),
             created_at_ns: record.created_at_ns,
             user: record.user,
+            cpu_rate: CpuRate::default(),
             state: tokio::sync::watch::Sender::new(state.clone()),
             verbs: tokio::sync::Mutex::new(Removed::default()),
             removed: CancellationToken::new(),

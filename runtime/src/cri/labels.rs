@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 
-/// Whether `labels` has every pair of `selector` ("labels are ANDed", CRI `PodSandboxFilter`).
-pub(super) fn match_all(
-    labels: &HashMap<String, String>,
+/// Whether the labels that `label` looks up have every pair of `selector` ("labels are ANDed", CRI
+/// `PodSandboxFilter`).
+pub(super) fn match_all<'a>(
+    label: impl Fn(&str) -> Option<&'a String>,
     selector: &HashMap<String, String>,
 ) -> bool {
     selector
         .iter()
-        .all(|(key, value)| labels.get(key) == Some(value))
+        .all(|(key, value)| label(key) == Some(value))
 }

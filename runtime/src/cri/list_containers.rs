@@ -40,7 +40,7 @@ fn passes(item: &cri::Container, filter: &ContainerFilter) -> bool {
             .state
             .as_ref()
             .is_none_or(|wanted| wanted.state == item.state)
-        && labels::match_all(&item.labels, &filter.label_selector)
+        && labels::match_all(|key| item.labels.get(key), &filter.label_selector)
 }
 
 #[cfg(test)]

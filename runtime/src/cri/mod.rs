@@ -11,6 +11,7 @@
 
 mod attach;
 mod call;
+mod container_stats;
 mod container_status;
 mod create_container;
 mod error;
@@ -20,9 +21,12 @@ mod handler;
 pub(crate) mod image;
 mod images;
 mod labels;
+mod list_container_stats;
 mod list_containers;
 mod list_pod_sandbox;
+mod list_pod_sandbox_stats;
 mod notify;
+mod pod_sandbox_stats;
 mod pod_sandbox_status;
 mod port_forward;
 mod remove_container;

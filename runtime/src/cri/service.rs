@@ -9,8 +9,9 @@ use tracing::info_span;
 use super::call::{cancelled_with_client, run};
 use super::error::CriError;
 use super::{
-    Cri, attach, container_status, create_container, exec, exec_sync, list_containers,
-    list_pod_sandbox, pod_sandbox_status, port_forward, remove_container, remove_pod_sandbox,
+    Cri, attach, container_stats, container_status, create_container, exec, exec_sync,
+    list_container_stats, list_containers, list_pod_sandbox, list_pod_sandbox_stats,
+    pod_sandbox_stats, pod_sandbox_status, port_forward, remove_container, remove_pod_sandbox,
     reopen_container_log, run_pod_sandbox, runtime_config, start_container, status, stop_container,
     stop_pod_sandbox, update_container_resources, update_pod_sandbox_resources,
     update_runtime_config, version,
@@ -265,16 +266,27 @@ impl RuntimeService for Cri {
 
     async fn container_stats(
         &self,
-        _: Request<ContainerStatsRequest>,
+        request: Request<ContainerStatsRequest>,
     ) -> Answer<ContainerStatsResponse> {
-        missing("no statistics are taken yet")
+        let request = request.into_inner();
+        let cri = self.clone();
+        run(
+            info_span!("ContainerStats", container_id = %request.container_id),
+            async move { container_stats::container_stats(&cri, &request).await },
+        )
+        .await
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<ListContainerStatsRequest>,
+        request: Request<ListContainerStatsRequest>,
     ) -> Answer<ListContainerStatsResponse> {
-        missing("no statistics are taken yet")
+        let request = request.into_inner();
+        let cri = self.clone();
+        run(info_span!("ListContainerStats"), async move {
+            Ok(list_container_stats::list_container_stats(&cri, request).await)
+        })
+        .await
     }
 
     type StreamContainerStatsStream = BoxStream<StreamContainerStatsResponse>;
@@ -288,16 +300,27 @@ impl RuntimeService for Cri {
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<PodSandboxStatsRequest>,
+        request: Request<PodSandboxStatsRequest>,
     ) -> Answer<PodSandboxStatsResponse> {
-        missing("no statistics are taken yet")
+        let request = request.into_inner();
+        let cri = self.clone();
+        run(
+            info_span!("PodSandboxStats", sandbox_id = %request.pod_sandbox_id),
+            async move { pod_sandbox_stats::pod_sandbox_stats(&cri, &request).await },
+        )
+        .await
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<ListPodSandboxStatsRequest>,
+        request: Request<ListPodSandboxStatsRequest>,
     ) -> Answer<ListPodSandboxStatsResponse> {
-        missing("no statistics are taken yet")
+        let request = request.into_inner();
+        let cri = self.clone();
+        run(info_span!("ListPodSandboxStats"), async move {
+            Ok(list_pod_sandbox_stats::list_pod_sandbox_stats(&cri, request).await)
+        })
+        .await
     }
 
     type StreamPodSandboxStatsStream = BoxStream<StreamPodSandboxStatsResponse>;

@@ -49,6 +49,7 @@ use crate::config::{Config, VmConfig};
 use crate::id::SandboxId;
 use crate::network::{Networks, PodNetwork};
 use crate::record::Records;
+use crate::stats::CpuRate;
 use crate::table::{Names, Reservation, Table};
 use crate::vm::{Vm, VmEnd};
 
@@ -83,6 +84,8 @@ pub(crate) struct Sandbox {
     pub(crate) created_at_ns: i64,
     /// What of the host its guest can find.
     pub(crate) volumes: Volumes,
+    /// What its containers use of processors, from one look to the next.
+    pub(crate) cpu_rate: CpuRate,
     vm: Option<Arc<Vm>>,
     network: Mutex<Option<PodNetwork>>,
     state: watch::Sender<SandboxState>,

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::chain::chain;
 use crate::id::SandboxId;
+use crate::stats::CpuRate;
 use crate::table::Reservation;
 use crate::vm::{ProcessId, Vm, VmEnd, find_vmms, kill_leftover};
 
@@ -225,6 +226,7 @@ fn sandbox(
         handler: record.handler,
         created_at_ns: record.created_at_ns,
         volumes: Volumes::default(),
+        cpu_rate: CpuRate::default(),
         vm,
         network: std::sync::Mutex::new(record.network),
         state: watch::Sender::new(state),

@@ -20,6 +20,7 @@ use crate::chain::chain;
 use crate::clock;
 use crate::id::SandboxId;
 use crate::network::Attached;
+use crate::stats::CpuRate;
 use crate::table::Reservation;
 use crate::vm::{Launch, Peer, Vm, VmError};
 
@@ -107,6 +108,7 @@ impl Sandboxes {
             handler: record.handler,
             created_at_ns: record.created_at_ns,
             volumes: Volumes::default(),
+            cpu_rate: CpuRate::default(),
             vm: Some(vm),
             network: std::sync::Mutex::new(record.network),
             state: watch::Sender::new(SandboxState::Ready),

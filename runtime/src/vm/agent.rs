@@ -11,7 +11,7 @@ use isopod_proto::agent::{
     ContainerState, CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest,
     DeleteProcessRequest, ExecProcessRequest, HelloRequest, ListContainersRequest, PowerOffRequest,
     SetProcessorsRequest, SetUpSandboxRequest, SignalProcessRequest, StartContainerRequest,
-    StreamOpen, UpdateContainerRequest, WaitProcessRequest,
+    StatsRequest, StreamOpen, UpdateContainerRequest, WaitProcessRequest,
 };
 use isopod_proto::agent_ttrpc::AgentClient;
 use isopod_proto::{AGENT_PORT, AGENT_PROTOCOL_VERSION, STREAM_PORT};
@@ -21,6 +21,7 @@ use ttrpc::context::Context;
 
 use super::error::{Peer, VmError, printable};
 use super::link::{Ended, Link};
+use super::stats::GuestStats;
 use super::stream::ProcessStream;
 use super::{ProcessExit, VSOCK_SOCKET, vsock};
 use crate::clock;
@@ -30,6 +31,8 @@ use crate::id::{ContainerId, ExecId};
 const LIMIT: Duration = Duration::from_secs(60);
 /// How long it may take to pass on a signal.
 const SIGNAL_LIMIT: Duration = Duration::from_secs(10);
+/// How long it may take to say what it uses. Whoever asks, asks again.
+const STATS_LIMIT: Duration = Duration::from_secs(5);
 /// How long it may take to accept a connection and say hello, once it is up.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long it may take to unmount everything and leave.
@@ -314,6 +317,28 @@ impl Agent {
         Ok(containers)
     }
 
+    pub(super) async fn stats(
+        &self,
+        container: Option<&ContainerId>,
+    ) -> Result<GuestStats, VmError> {
+        let request = StatsRequest {
+            container_id: container.map(ContainerId::to_string).unwrap_or_default(),
+            ..Default::default()
+        };
+        // To connect to a guest that hangs takes long, too.
+        let asked = tokio::time::timeout(STATS_LIMIT, async {
+            let client = self.client().await?;
+            let answer = client.stats(Context::default(), &request);
+            self.link.call("Stats", Some(STATS_LIMIT), answer).await
+        });
+        let answer = asked.await.unwrap_or(Err(VmError::Timeout {
+            peer: Peer::Agent,
+            method: "Stats",
+            limit: STATS_LIMIT,
+        }));
+        GuestStats::check(answer?)
+    }
+
     /// Asks the guest to leave. That it did is for the caller to see: the answer may never come.
     pub(super) async fn power_off(&self) -> Result<(), VmError> {
         let client = self.client().await?;
@@ -350,7 +375,7 @@ fn text(exec: Option<&ExecId>) -> String {
     exec.map(ExecId::to_string).unwrap_or_default()
 }
 
-fn bad_reply(method: &'static str, reason: &'static str) -> VmError {
+pub(super) fn bad_reply(method: &'static str, reason: &'static str) -> VmError {
     VmError::BadReply {
         peer: Peer::Agent,
         method,

@@ -25,6 +25,7 @@ mod link;
 mod process;
 mod socket;
 mod spawn;
+mod stats;
 mod stream;
 mod vsock;
 
@@ -49,6 +50,7 @@ use self::link::Ended;
 use self::process::VmmProcess;
 pub(crate) use self::process::{ProcessId, find_vmms};
 pub(crate) use self::spawn::Launch;
+pub(crate) use self::stats::GuestStats;
 pub(crate) use self::stream::{Output, ProcessInput, ProcessOutput, ProcessStream, StreamError};
 use crate::id::{ContainerId, ExecId};
 use crate::network::Nic;
@@ -437,6 +439,19 @@ impl Vm {
     /// When the agent does not answer, or answers nonsense.
     pub(crate) async fn containers(&self) -> Result<BTreeMap<ContainerId, bool>, VmError> {
         self.agent.list_containers().await
+    }
+
+    /// What all that runs in the guest uses, or one container.
+    ///
+    /// # Errors
+    ///
+    /// When the agent does not answer within a few seconds, does not know the container, or answers
+    /// nonsense.
+    pub(crate) async fn stats(
+        &self,
+        container: Option<&ContainerId>,
+    ) -> Result<GuestStats, VmError> {
+        self.agent.stats(container).await
     }
 
     /// A process's standard streams.

@@ -9,10 +9,12 @@ use std::time::Duration;
 use isopod_proto::cri::image_service_client::ImageServiceClient;
 use isopod_proto::cri::runtime_service_client::RuntimeServiceClient;
 use isopod_proto::cri::{
-    AuthConfig, Container, ContainerConfig, ContainerFilter, ContainerStatus,
-    ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, Image,
-    ImageFsInfoRequest, ImageFsInfoResponse, ImageSpec, ImageStatusRequest, ListContainersRequest,
-    ListImagesRequest, ListPodSandboxRequest, PodSandbox, PodSandboxConfig, PodSandboxFilter,
+    AuthConfig, Container, ContainerConfig, ContainerFilter, ContainerStats, ContainerStatsFilter,
+    ContainerStatsRequest, ContainerStatus, ContainerStatusRequest, CreateContainerRequest,
+    ExecSyncRequest, ExecSyncResponse, Image, ImageFsInfoRequest, ImageFsInfoResponse, ImageSpec,
+    ImageStatusRequest, ListContainerStatsRequest, ListContainersRequest, ListImagesRequest,
+    ListPodSandboxRequest, ListPodSandboxStatsRequest, PodSandbox, PodSandboxConfig,
+    PodSandboxFilter, PodSandboxStats, PodSandboxStatsFilter, PodSandboxStatsRequest,
     PodSandboxStatusRequest, PodSandboxStatusResponse, PullImageRequest, RemoveContainerRequest,
     RemoveImageRequest, RemovePodSandboxRequest, ReopenContainerLogRequest, RunPodSandboxRequest,
     StartContainerRequest, StatusRequest, StatusResponse, StopContainerRequest,
@@ -137,6 +139,48 @@ impl Client<'_> {
             .pod_sandbox_id;
         self.node.remember(&id);
         Ok(id)
+    }
+
+    /// `ContainerStats`.
+    pub fn container_stats(&self, id: &str) -> Result<ContainerStats, Status> {
+        let request = ContainerStatsRequest {
+            container_id: id.to_owned(),
+        };
+        let answer = self.runtime(async |mut cri| cri.container_stats(request).await)?;
+        answer
+            .stats
+            .ok_or_else(|| Status::data_loss("no statistics"))
+    }
+
+    /// `ListContainerStats`.
+    pub fn all_container_stats(
+        &self,
+        filter: Option<ContainerStatsFilter>,
+    ) -> Result<Vec<ContainerStats>, Status> {
+        let request = ListContainerStatsRequest { filter };
+        self.runtime(async |mut cri| cri.list_container_stats(request).await)
+            .map(|answer| answer.stats)
+    }
+
+    /// `PodSandboxStats`.
+    pub fn pod_stats(&self, id: &str) -> Result<PodSandboxStats, Status> {
+        let request = PodSandboxStatsRequest {
+            pod_sandbox_id: id.to_owned(),
+        };
+        let answer = self.runtime(async |mut cri| cri.pod_sandbox_stats(request).await)?;
+        answer
+            .stats
+            .ok_or_else(|| Status::data_loss("no statistics"))
+    }
+
+    /// `ListPodSandboxStats`.
+    pub fn all_pod_stats(
+        &self,
+        filter: Option<PodSandboxStatsFilter>,
+    ) -> Result<Vec<PodSandboxStats>, Status> {
+        let request = ListPodSandboxStatsRequest { filter };
+        self.runtime(async |mut cri| cri.list_pod_sandbox_stats(request).await)
+            .map(|answer| answer.stats)
     }
 
     /// `StopPodSandbox`.

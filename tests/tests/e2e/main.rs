@@ -12,6 +12,7 @@ mod resources;
 mod restart;
 mod run;
 mod security;
+mod stats;
 mod streaming;
 mod volumes;
 mod walkthrough;

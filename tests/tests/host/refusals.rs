@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use isopod_proto::cri::{
-    CheckpointPodRequest, ContainerStatsRequest, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    CheckpointPodRequest, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
+    NamespaceOption, PodSandboxConfig,
 };
 use isopod_tests::node::{self, Images, Node, Options, assert_refused, pod_config, shell};
 use tonic::Code;
@@ -24,6 +24,8 @@ fn unknown_ids_are_not_found_where_something_is_asked_of_them() -> Result<()> {
         assert_refused(cri.start(UNKNOWN), Code::NotFound, UNKNOWN);
         assert_refused(cri.exec(UNKNOWN, &["true"], 1), Code::NotFound, UNKNOWN);
         assert_refused(cri.reopen_log(UNKNOWN), Code::NotFound, UNKNOWN);
+        assert_refused(cri.container_stats(UNKNOWN), Code::NotFound, UNKNOWN);
+        assert_refused(cri.pod_stats(UNKNOWN), Code::NotFound, UNKNOWN);
         let created = cri.create(UNKNOWN, shell("c", "true"), pod_config(node, "p"));
         assert_refused(created, Code::NotFound, UNKNOWN);
         Ok(())
@@ -112,11 +114,6 @@ fn a_pod_without_a_name_is_invalid() -> Result<()> {
 #[test]
 fn methods_that_are_not_there_yet_say_so() -> Result<()> {
     node::run(without_images(), |node| {
-        let stats = ContainerStatsRequest::default();
-        let answer = node
-            .cri()
-            .runtime(async |mut cri| cri.container_stats(stats).await);
-        assert_refused(answer, Code::Unimplemented, "yet");
         let checkpoint = CheckpointPodRequest::default();
         let answer = node
             .cri()

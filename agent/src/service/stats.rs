@@ -1,0 +1,80 @@
+//! Tells what the sandbox and its containers use.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use isopod_proto::agent::{
+    CgroupStats, ContainerState, ContainerStats, LayerStats, StatsRequest, StatsResponse,
+};
+use tokio::time::Instant;
+
+use super::AgentService;
+use super::error::AgentError;
+use crate::container::{Cgroup, Container};
+use crate::stats;
+
+/// How long an answer waits for writable layers that are being counted. What is not ready then is
+/// told as it was the time before, or not yet.
+const LAYERS_PATIENCE: Duration = Duration::from_millis(200);
+
+impl AgentService {
+    /// Takes no container's lock: a verb that takes long keeps nobody from looking. A container that
+    /// goes meanwhile tells of itself what is still there.
+    pub(super) async fn stats(&self, request: &StatsRequest) -> Result<StatsResponse, AgentError> {
+        let containers = match request.container_id.as_str() {
+            "" => self.running(),
+            id => vec![self.containers.get(id)?],
+        };
+        let sandbox = Cgroup::new(&self.surroundings.cgroup);
+        let groups: Vec<Cgroup> = containers
+            .iter()
+            .map(|container| container.cgroup.clone())
+            .collect();
+        let read = tokio::task::spawn_blocking(move || {
+            let sandbox = stats::read_cgroup(&sandbox);
+            let groups: Vec<CgroupStats> = groups.iter().map(stats::read_cgroup).collect();
+            (stats::since_boot_ns(), sandbox, groups, stats::interfaces())
+        });
+        let (at_ns, sandbox, groups, interfaces) =
+            read.await.map_err(|_panic| AgentError::GivenUp)?;
+        let layers = layers(&containers).await;
+        let containers = containers
+            .iter()
+            .zip(groups.into_iter().zip(layers))
+            .map(|(container, (cgroup, layer))| ContainerStats {
+                container_id: container.id.to_string(),
+                cgroup: Some(cgroup).into(),
+                writable_layer: layer.into(),
+                ..Default::default()
+            })
+            .collect();
+        Ok(StatsResponse {
+            at_ns,
+            sandbox: Some(sandbox).into(),
+            interfaces,
+            containers,
+            ..Default::default()
+        })
+    }
+
+    fn running(&self) -> Vec<Arc<Container>> {
+        let mut containers = self.containers.all();
+        containers.retain(|container| container.state() == ContainerState::CONTAINER_STATE_RUNNING);
+        containers
+    }
+}
+
+/// The writable layers, counted anew where the last count is old. They share one deadline.
+async fn layers(containers: &[Arc<Container>]) -> Vec<Option<LayerStats>> {
+    for container in containers {
+        if let Some(upper) = container.upper() {
+            container.layer.refresh(upper);
+        }
+    }
+    let deadline = Instant::now() + LAYERS_PATIENCE;
+    let mut layers = Vec::with_capacity(containers.len());
+    for container in containers {
+        layers.push(container.layer.settled(deadline).await);
+    }
+    layers
+}

@@ -10,6 +10,7 @@ mod config;
 mod container;
 mod cri;
 mod doctor;
+mod events;
 mod field;
 mod id;
 #[allow(

@@ -16,6 +16,7 @@ use super::{
     Container, ContainerError, ContainerState, Containers, Removed, device, full_name, log, mount,
 };
 use crate::clock;
+use crate::events::EventKind;
 use crate::field::FieldError;
 use crate::id::ContainerId;
 use crate::image::{Image, ImageDisk};
@@ -63,7 +64,9 @@ impl Containers {
             Ok(container) => {
                 let held = container.name.lock();
                 *held.unwrap_or_else(std::sync::PoisonError::into_inner) = Some(name);
-                self.add(container);
+                self.add(&container);
+                self.publish(EventKind::Created, &container);
+                self.watch(container);
                 Ok(id)
             }
             Err(error) => {

@@ -51,6 +51,7 @@ use self::record::ContainerPhase;
 pub(crate) use self::record::ContainerUser;
 pub(crate) use self::signal::Signal;
 pub(crate) use self::state::{ContainerExit, ContainerState};
+use crate::events::{EventKind, Events};
 use crate::id::{ContainerId, SandboxId};
 use crate::image::ImageStore;
 use crate::record::Records;
@@ -66,6 +67,7 @@ const SERIAL_LEN: usize = 20;
 pub(crate) struct Containers {
     images: ImageStore,
     records: Records,
+    events: Arc<Events>,
     table: Table<Container>,
     names: Names,
 }
@@ -99,10 +101,11 @@ struct Removed(bool);
 
 impl Containers {
     /// No containers yet: [`recover`](Self::recover) finds those of an earlier daemon.
-    pub(crate) fn new(images: ImageStore, records: Records) -> Self {
+    pub(crate) fn new(images: ImageStore, records: Records, events: Arc<Events>) -> Self {
         Self {
             images,
             records,
+            events,
             table: Table::default(),
             names: Names::default(),
         }
@@ -129,11 +132,16 @@ impl Containers {
         containers
     }
 
-    /// Makes a container known and follows its process.
-    fn add(self: &Arc<Self>, container: Arc<Container>) {
+    /// Makes a container known.
+    fn add(&self, container: &Arc<Container>) {
         self.table
-            .insert(container.id.as_str(), Arc::clone(&container));
-        self.watch(container);
+            .insert(container.id.as_str(), Arc::clone(container));
+    }
+
+    /// Tells that something happened to the container.
+    fn publish(&self, kind: EventKind, container: &Container) {
+        self.events
+            .publish(kind, container.id.as_str(), &container.sandbox);
     }
 
     /// Writes the container's record as it is.

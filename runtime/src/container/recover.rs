@@ -146,7 +146,8 @@ impl Containers {
         if changed {
             self.save(&container, ContainerPhase::from(&state)).await?;
         }
-        self.add(container);
+        self.add(&container);
+        self.watch(container);
         Ok(true)
     }
 }

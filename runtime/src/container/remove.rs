@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::record::ContainerPhase;
 use super::{Container, ContainerError, ContainerState, Containers};
+use crate::events::EventKind;
 use crate::vm::{Vm, VmError};
 
 impl Containers {
@@ -43,6 +44,7 @@ impl Containers {
         container.removed.cancel();
         self.table.remove(container.id.as_str());
         container.release_name();
+        self.publish(EventKind::Deleted, container);
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ use super::record::ContainerPhase;
 use super::{Container, ContainerError, ContainerExit, ContainerState, Containers, Signal};
 use crate::chain::chain;
 use crate::clock;
+use crate::events::EventKind;
 use crate::vm::{Vm, VmError};
 
 impl Containers {
@@ -35,6 +36,7 @@ impl Containers {
                 container
                     .state
                     .send_replace(ContainerState::Running { started_at_ns });
+                self.publish(EventKind::Started, container);
                 Ok(())
             }
             Err(error) => {
@@ -63,5 +65,6 @@ impl Containers {
             tracing::warn!(error = %error, "could not note that a container was not started");
         }
         container.state.send_replace(ContainerState::Exited(exit));
+        self.publish(EventKind::Stopped, container);
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::record::ContainerPhase;
 use super::{Container, ContainerExit, ContainerState, Containers};
+use crate::events::EventKind;
 use crate::vm::{Vm, VmError};
 
 /// How long the rest of a container's output may take to its log once its process has exited. A
@@ -55,6 +56,7 @@ impl Containers {
         }
         tracing::debug!(container_id = %container.id, code = exit.code, "a container has exited");
         container.state.send_replace(ContainerState::Exited(exit));
+        self.publish(EventKind::Stopped, container);
     }
 }
 

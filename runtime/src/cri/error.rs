@@ -9,6 +9,7 @@ use tonic::{Code, Status};
 
 use crate::chain::chain;
 use crate::container::ContainerError;
+use crate::events::EventsError;
 use crate::field::FieldError;
 use crate::image::ImageError;
 use crate::network::{NetworkError, PluginError};
@@ -33,6 +34,9 @@ pub(crate) enum CriError {
     /// The pods' networks.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// Listening to events.
+    #[error(transparent)]
+    Events(#[from] EventsError),
     /// A stream's URL.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -69,6 +73,8 @@ fn code(error: &CriError) -> Code {
         CriError::Sandbox(error) => of_sandbox(error),
         CriError::Container(error) => of_container(error),
         CriError::Network(error) => of_network(error),
+        CriError::Events(EventsError::TooMany(_) | EventsError::Behind) => Code::ResourceExhausted,
+        CriError::Events(EventsError::Stopping) => Code::Unavailable,
         CriError::Token(TokenError::TooMany) => Code::ResourceExhausted,
         CriError::Token(TokenError::Random(_)) => Code::Internal,
         CriError::Unimplemented(_) => Code::Unimplemented,

@@ -11,12 +11,14 @@
 
 mod attach;
 mod call;
+mod chunks;
 mod container_stats;
 mod container_status;
 mod create_container;
 mod error;
 mod exec;
 mod exec_sync;
+mod get_container_events;
 mod handler;
 pub(crate) mod image;
 mod images;
@@ -40,6 +42,10 @@ mod start_container;
 mod status;
 mod stop_container;
 mod stop_pod_sandbox;
+mod stream_container_stats;
+mod stream_containers;
+mod stream_pod_sandbox_stats;
+mod stream_pod_sandboxes;
 mod update_container_resources;
 mod update_pod_sandbox_resources;
 mod update_runtime_config;
@@ -50,6 +56,7 @@ use std::sync::Arc;
 pub(crate) use self::serve::serve;
 use crate::config::Config;
 use crate::container::Containers;
+use crate::events::Events;
 use crate::network::Networks;
 use crate::sandbox::Sandboxes;
 use crate::streaming;
@@ -60,6 +67,7 @@ pub(crate) struct Cri {
     config: Arc<Config>,
     sandboxes: Arc<Sandboxes>,
     containers: Arc<Containers>,
+    events: Arc<Events>,
     networks: Arc<Networks>,
     streaming: Arc<streaming::Server>,
 }

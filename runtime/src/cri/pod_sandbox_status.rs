@@ -49,7 +49,7 @@ pub(super) fn state(sandbox: &Sandbox) -> cri::PodSandboxState {
     }
 }
 
-fn status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
+pub(super) fn status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
     let pod = &sandbox.config;
     let pid = if pod.shares_pids {
         cri::NamespaceMode::Pod

@@ -17,10 +17,11 @@ use tokio_stream::wrappers::UnixListenerStream;
 
 use super::image::ImageApi;
 use super::images::ImagesApi;
-use super::{Cri, notify};
+use super::{Cri, get_container_events, notify};
 use crate::chain::chain;
 use crate::config::Config;
 use crate::container::Containers;
+use crate::events::Events;
 use crate::image::{ImageError, ImageStore};
 use crate::network::{NetworkError, Networks};
 use crate::record::{RecordError, Records};
@@ -92,9 +93,17 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
     let records = Records::open(&config.root_dir)?;
     let networks = Networks::open(&config.cni, &config.root_dir, records.clone())?;
     let networks = Arc::new(networks);
-    let sandboxes = Sandboxes::open(&config, records.clone(), Arc::clone(&networks))?;
+    let events = Arc::<Events>::default();
+    let sandboxes = Sandboxes::open(
+        &config,
+        records.clone(),
+        Arc::clone(&networks),
+        Arc::clone(&events),
+    )?;
     let sandboxes = Arc::new(sandboxes);
-    let containers = Arc::new(Containers::new(images.clone(), records));
+    let containers = Containers::new(images.clone(), records, Arc::clone(&events));
+    let containers = Arc::new(containers);
+    get_container_events::describe_pods(&events, Arc::downgrade(&containers));
     recover(&sandboxes, &containers).await?;
     let recovered = Arc::clone(&sandboxes);
     tokio::spawn(async move { recovered.check_networks().await });
@@ -105,6 +114,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
         config: Arc::new(config),
         sandboxes,
         containers,
+        events: Arc::clone(&events),
         networks,
         streaming: Arc::clone(&streaming),
     };
@@ -135,6 +145,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
         () = &mut stopped => {
             tracing::info!("stopping; the pods keep running");
             let _told = drain.send(());
+            events.close();
             // What is left then is finished or undone by the next daemon.
             let _cut_off = tokio::time::timeout(DRAIN_LIMIT, server).await;
         }

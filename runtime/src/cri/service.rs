@@ -10,11 +10,12 @@ use super::call::{cancelled_with_client, run};
 use super::error::CriError;
 use super::{
     Cri, attach, container_stats, container_status, create_container, exec, exec_sync,
-    list_container_stats, list_containers, list_pod_sandbox, list_pod_sandbox_stats,
-    pod_sandbox_stats, pod_sandbox_status, port_forward, remove_container, remove_pod_sandbox,
-    reopen_container_log, run_pod_sandbox, runtime_config, start_container, status, stop_container,
-    stop_pod_sandbox, update_container_resources, update_pod_sandbox_resources,
-    update_runtime_config, version,
+    get_container_events, list_container_stats, list_containers, list_pod_sandbox,
+    list_pod_sandbox_stats, pod_sandbox_stats, pod_sandbox_status, port_forward, remove_container,
+    remove_pod_sandbox, reopen_container_log, run_pod_sandbox, runtime_config, start_container,
+    status, stop_container, stop_pod_sandbox, stream_container_stats, stream_containers,
+    stream_pod_sandbox_stats, stream_pod_sandboxes, update_container_resources,
+    update_pod_sandbox_resources, update_runtime_config, version,
 };
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -102,9 +103,15 @@ impl RuntimeService for Cri {
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<StreamPodSandboxesRequest>,
+        request: Request<StreamPodSandboxesRequest>,
     ) -> Answer<BoxStream<StreamPodSandboxesResponse>> {
-        missing("lists are not streamed yet: call ListPodSandbox")
+        let request = request.into_inner();
+        let cri = self.clone();
+        run(info_span!("StreamPodSandboxes"), async move {
+            let items = stream_pod_sandboxes::stream_pod_sandboxes(&cri, request);
+            Ok(Box::pin(items) as BoxStream<_>)
+        })
+        .await
     }
 
     async fn create_container(
@@ -176,9 +183,15 @@ impl RuntimeService for Cri {
 
     async fn stream_containers(
         &self,
-        _: Request<StreamContainersRequest>,
+        request: Request<StreamContainersRequest>,
     ) -> Answer<BoxStream<StreamContainersResponse>> {
-        missing("lists are not streamed yet: call ListContainers")
+        let request = request.into_inner();
+        let cri = self.clone();
+        run(info_span!("StreamContainers"), async move {
+            let items = stream_containers::stream_containers(&cri, request);
+            Ok(Box::pin(items) as BoxStream<_>)
+        })
+        .await
     }
 
     async fn container_status(
@@ -293,9 +306,15 @@ impl RuntimeService for Cri {
 
     async fn stream_container_stats(
         &self,
-        _: Request<StreamContainerStatsRequest>,
+        request: Request<StreamContainerStatsRequest>,
     ) -> Answer<BoxStream<StreamContainerStatsResponse>> {
-        missing("no statistics are taken yet")
+        let request = request.into_inner();
+        let cri = self.clone();
+        run(info_span!("StreamContainerStats"), async move {
+            let items = stream_container_stats::stream_container_stats(&cri, request).await;
+            Ok(Box::pin(items) as BoxStream<_>)
+        })
+        .await
     }
 
     async fn pod_sandbox_stats(
@@ -327,9 +346,15 @@ impl RuntimeService for Cri {
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<StreamPodSandboxStatsRequest>,
+        request: Request<StreamPodSandboxStatsRequest>,
     ) -> Answer<BoxStream<StreamPodSandboxStatsResponse>> {
-        missing("no statistics are taken yet")
+        let request = request.into_inner();
+        let cri = self.clone();
+        run(info_span!("StreamPodSandboxStats"), async move {
+            let items = stream_pod_sandbox_stats::stream_pod_sandbox_stats(&cri, request).await;
+            Ok(Box::pin(items) as BoxStream<_>)
+        })
+        .await
     }
 
     async fn update_runtime_config(
@@ -377,7 +402,12 @@ impl RuntimeService for Cri {
         &self,
         _: Request<GetEventsRequest>,
     ) -> Answer<BoxStream<ContainerEventResponse>> {
-        missing("no events are sent yet: poll ListContainers")
+        let cri = self.clone();
+        run(info_span!("GetContainerEvents"), async move {
+            let events = get_container_events::get_container_events(&cri)?;
+            Ok(Box::pin(events) as BoxStream<_>)
+        })
+        .await
     }
 
     async fn list_metric_descriptors(

@@ -46,6 +46,7 @@ use self::scratch::ScratchTemplate;
 pub(crate) use self::undo::Undo;
 pub(crate) use self::volumes::{Propagation, Volume, Volumes};
 use crate::config::{Config, VmConfig};
+use crate::events::{EventKind, Events};
 use crate::id::SandboxId;
 use crate::network::{Networks, PodNetwork};
 use crate::record::Records;
@@ -67,6 +68,7 @@ pub(crate) struct Sandboxes {
     records: Records,
     scratch: Arc<ScratchTemplate>,
     networks: Arc<Networks>,
+    events: Arc<Events>,
     table: Table<Sandbox>,
     names: Names,
 }
@@ -129,6 +131,7 @@ impl Sandboxes {
         config: &Config,
         records: Records,
         networks: Arc<Networks>,
+        events: Arc<Events>,
     ) -> Result<Self, SandboxError> {
         let state_dir = config.state_dir.join("sandboxes");
         create_private_dir(&state_dir)?;
@@ -141,6 +144,7 @@ impl Sandboxes {
             state_dir,
             records,
             networks,
+            events,
             table: Table::default(),
             names: Names::default(),
         })
@@ -163,6 +167,11 @@ impl Sandboxes {
     /// A sandbox's folder of sockets.
     pub(crate) fn state_dir(&self, id: &SandboxId) -> PathBuf {
         self.state_dir.join(id.as_str())
+    }
+
+    /// Tells that something happened to the sandbox itself.
+    fn publish(&self, kind: EventKind, sandbox: &Sandbox) {
+        self.events.publish(kind, sandbox.id.as_str(), sandbox);
     }
 
     /// Makes a sandbox known and follows its machine.
@@ -191,6 +200,7 @@ impl Sandboxes {
         if !noted {
             return;
         }
+        self.publish(EventKind::Stopped, sandbox);
         if !asked {
             tracing::warn!(sandbox_id = %sandbox.id, %end, "a virtual machine has ended by itself");
         }

@@ -1,6 +1,7 @@
 //! Makes a sandbox disappear.
 
 use super::{Sandbox, SandboxError, Sandboxes, remove_dir};
+use crate::events::EventKind;
 
 impl Sandboxes {
     /// Removes everything that is left of a stopped sandbox, its record last. Idempotent; its
@@ -16,6 +17,7 @@ impl Sandboxes {
         record.0 = true;
         self.table.remove(sandbox.id.as_str());
         sandbox.release_name();
+        self.publish(EventKind::Deleted, sandbox);
         Ok(())
     }
 }

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::chain::chain;
 use crate::clock;
+use crate::events::EventKind;
 use crate::id::SandboxId;
 use crate::network::Attached;
 use crate::stats::CpuRate;
@@ -61,7 +62,10 @@ impl Sandboxes {
                     .name
                     .lock()
                     .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(name);
-                self.add(Arc::new(sandbox));
+                let sandbox = Arc::new(sandbox);
+                self.publish(EventKind::Created, &sandbox);
+                self.publish(EventKind::Started, &sandbox);
+                self.add(sandbox);
                 Ok(id)
             }
             Err(error) => {

@@ -9,9 +9,10 @@ use std::time::Duration;
 use isopod_proto::cri::image_service_client::ImageServiceClient;
 use isopod_proto::cri::runtime_service_client::RuntimeServiceClient;
 use isopod_proto::cri::{
-    AuthConfig, Container, ContainerConfig, ContainerFilter, ContainerStats, ContainerStatsFilter,
-    ContainerStatsRequest, ContainerStatus, ContainerStatusRequest, CreateContainerRequest,
-    ExecSyncRequest, ExecSyncResponse, Image, ImageFsInfoRequest, ImageFsInfoResponse, ImageSpec,
+    AuthConfig, Container, ContainerConfig, ContainerEventResponse, ContainerFilter,
+    ContainerStats, ContainerStatsFilter, ContainerStatsRequest, ContainerStatus,
+    ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse,
+    GetEventsRequest, Image, ImageFsInfoRequest, ImageFsInfoResponse, ImageSpec,
     ImageStatusRequest, ListContainerStatsRequest, ListContainersRequest, ListImagesRequest,
     ListPodSandboxRequest, ListPodSandboxStatsRequest, PodSandbox, PodSandboxConfig,
     PodSandboxFilter, PodSandboxStats, PodSandboxStatsFilter, PodSandboxStatsRequest,
@@ -139,6 +140,28 @@ impl Client<'_> {
             .pod_sandbox_id;
         self.node.remember(&id);
         Ok(id)
+    }
+
+    /// `GetContainerEvents`: hears events until `enough` of them were heard. `listening` is called as
+    /// soon as none can be missed.
+    pub fn events(
+        &self,
+        listening: impl FnOnce(),
+        mut enough: impl FnMut(&[ContainerEventResponse]) -> bool,
+    ) -> Result<Vec<ContainerEventResponse>, Status> {
+        self.runtime(async |mut cri| {
+            let answer = cri.get_container_events(GetEventsRequest {}).await?;
+            let mut stream = answer.into_inner();
+            listening();
+            let mut heard = Vec::new();
+            while !enough(&heard) {
+                match stream.message().await? {
+                    Some(event) => heard.push(event),
+                    None => break,
+                }
+            }
+            Ok(Response::new(heard))
+        })
     }
 
     /// `ContainerStats`.

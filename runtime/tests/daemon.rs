@@ -1,4 +1,4 @@
-//! The daemon as a process, on a VMM that boots nothing (`examples/fake-isopod-vmm.rs`): what it
+//! The daemon as a process, on a VMM that boots nothing (`examples/fake-isopod-vmm/`): what it
 //! does when it is killed, when its VMMs are, and when they misbehave.
 //!
 //! Needs root, for folders in `/run`, and no KVM. That pods really run is for the end-to-end tests

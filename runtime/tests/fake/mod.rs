@@ -1,4 +1,4 @@
-//! A node whose pods boot nothing: its VMM is `examples/fake-isopod-vmm.rs`. Needs root, for
+//! A node whose pods boot nothing: its VMM is `examples/fake-isopod-vmm/`. Needs root, for
 //! folders in `/run`, and no KVM.
 
 use std::path::{Path, PathBuf};

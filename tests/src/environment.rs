@@ -12,7 +12,7 @@ pub const BIN_DIR: &str = "ISOPOD_TEST_BIN_DIR";
 pub const KERNEL: &str = "ISOPOD_TEST_KERNEL";
 /// The guest's initramfs.
 pub const INITRAMFS: &str = "ISOPOD_TEST_INITRAMFS";
-/// Folder of `crictl`.
+/// Folder of `crictl`, or of `critest`.
 pub const TOOLS: &str = "ISOPOD_TEST_TOOLS";
 /// A registry's storage with the test images.
 pub const IMAGES: &str = "ISOPOD_TEST_IMAGES";

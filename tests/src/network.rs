@@ -23,7 +23,7 @@ pub const PLUGINS: &str = "/usr/lib/cni";
 /// What the test says, or that a namespace cannot be made.
 pub fn isolated<F: FnOnce() -> Result<()>>(test: F) -> Result<()> {
     if std::env::var_os(INSIDE).is_some() {
-        set_up_inside()?;
+        set_up()?;
         return test();
     }
     // `binary::module::test::{{closure}}`; libtest knows it without the binary.
@@ -46,7 +46,11 @@ pub fn isolated<F: FnOnce() -> Result<()>>(test: F) -> Result<()> {
     Ok(())
 }
 
-fn set_up_inside() -> Result<()> {
+/// Sets up the namespace that this process was started in, as [`isolated`] wants it.
+///
+/// # Errors
+/// The process may not.
+pub fn set_up() -> Result<()> {
     run("ip", &["link", "set", "lo", "up"])?;
     fs::create_dir_all("/run/netns")?;
     run("mount", &["-t", "tmpfs", "isopod-test-netns", "/run/netns"])?;

@@ -36,6 +36,17 @@ pub(crate) fn bench() -> Result<PathBuf> {
     release_binary("isopod-tests", "isopod-bench")
 }
 
+/// Builds a program that tests run, and returns its path.
+pub(crate) fn test_program(name: &str) -> Result<PathBuf> {
+    let folder = project::target();
+    let mut cargo = cargo();
+    cargo.args(["build", "--quiet", "--package", "isopod-tests"]);
+    cargo.args(["--bin", name]);
+    cargo.arg("--target-dir").arg(&folder);
+    step(&format!("Building {name}"), || run(&mut cargo))?;
+    Ok(folder.join("debug").join(name))
+}
+
 /// Builds a release binary that uses this machine's shared libraries, and returns its path.
 fn release_binary(package: &str, name: &str) -> Result<PathBuf> {
     let folder = project::target();

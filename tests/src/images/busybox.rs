@@ -13,10 +13,11 @@ use super::oci::{ImageDigests, ImageWriter};
 const BUSYBOX: &str = "/bin/busybox";
 
 /// A user and a group that are not root, for tests that run as somebody.
-const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
+pub const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
     www-data:x:33:33:www-data:/var/www:/usr/sbin/nologin\n\
     app:x:1000:1000:app:/home/app:/bin/sh\n";
-const GROUP: &str = "root:x:0:\nwww-data:x:33:\napp:x:1000:\nextra:x:2000:app\n";
+/// The groups of those users.
+pub const GROUP: &str = "root:x:0:\nwww-data:x:33:\napp:x:1000:\nextra:x:2000:app\n";
 
 /// The files of the host that this image is made from.
 ///

@@ -45,11 +45,21 @@ pub fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
 /// # Errors
 /// A file cannot be read, or the layer not written.
 pub fn add(layer: &mut LayerWriter, program: &Path) -> Result<()> {
-    for path in [libraries(program)?, vec![program.to_owned()]].concat() {
-        let inside = path
-            .strip_prefix("/")
-            .context("paths of programs are absolute")?;
-        layer.add(&Entry::file(inside, read(&path)?).mode(0o755))?;
+    add_as(layer, program, program, 0o755)
+}
+
+/// Adds the program under another path and with other permissions, and its libraries.
+///
+/// # Errors
+/// A file cannot be read, or the layer not written.
+pub fn add_as(layer: &mut LayerWriter, program: &Path, path: &Path, mode: u32) -> Result<()> {
+    for library in libraries(program)? {
+        layer.add(&Entry::file(inside(&library)?, read(&library)?).mode(0o755))?;
     }
-    Ok(())
+    layer.add(&Entry::file(inside(path)?, read(program)?).mode(mode))
+}
+
+fn inside(path: &Path) -> Result<&Path> {
+    path.strip_prefix("/")
+        .context("paths of programs are absolute")
 }

@@ -10,8 +10,10 @@
 //!
 //! The same files give the same bytes. The cache's key is the digest of those files and of the
 //! sources of this module, so a changed definition or an upgraded package makes a new storage.
+//! [`critest`] does the same for the images that critest names.
 
 pub mod busybox;
+pub mod critest;
 pub mod elf;
 pub mod layer;
 pub mod layers;
@@ -27,6 +29,7 @@ use sha2::{Digest as _, Sha256};
 /// What the images' definitions look like: a change of these files makes new images.
 const SOURCES: &[&str] = &[
     include_str!("busybox.rs"),
+    include_str!("critest.rs"),
     include_str!("elf.rs"),
     include_str!("layer.rs"),
     include_str!("layers.rs"),
@@ -43,7 +46,25 @@ const SOURCES: &[&str] = &[
 /// A Debian package is missing, the cache cannot be written, or skopeo or the registry failed.
 pub fn build(cache: &Path) -> Result<PathBuf> {
     let inputs: Vec<PathBuf> = [busybox::inputs()?, nginx::inputs()?, layers::inputs()?].concat();
-    let storage = cache.join(format!("images-{}", key(&inputs)?));
+    cached(cache, &inputs, |layouts| {
+        busybox::write(&layouts.join("busybox"))?;
+        nginx::write(&layouts.join("nginx"))?;
+        layers::write(&layouts.join("layers"))?;
+        let names = ["busybox", "nginx", "layers"];
+        Ok(names
+            .map(|name| (layouts.join(name), format!("{name}:1")))
+            .into())
+    })
+}
+
+/// The storage made from these inputs, from the cache, or filled with the layouts that `write` makes
+/// in a folder; it returns each with its name and tag.
+fn cached(
+    cache: &Path,
+    inputs: &[PathBuf],
+    write: impl FnOnce(&Path) -> Result<Vec<(PathBuf, String)>>,
+) -> Result<PathBuf> {
+    let storage = cache.join(format!("images-{}", key(inputs)?));
     if storage.join("complete").exists() {
         return Ok(storage);
     }
@@ -53,14 +74,8 @@ pub fn build(cache: &Path) -> Result<PathBuf> {
         .tempdir_in(cache)?;
     let layouts = work.path().join("layouts");
     std::fs::create_dir(&layouts)?;
-    busybox::write(&layouts.join("busybox"))?;
-    nginx::write(&layouts.join("nginx"))?;
-    layers::write(&layouts.join("layers"))?;
-    storage::fill(
-        &work.path().join("storage"),
-        &layouts,
-        &["busybox", "nginx", "layers"],
-    )?;
+    let images = write(&layouts)?;
+    storage::push(&work.path().join("storage"), &images)?;
     storage::keep(&work.path().join("storage"), &storage)?;
     Ok(storage)
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::busybox;
 use super::elf;
@@ -54,13 +54,27 @@ pub fn inputs() -> Result<Vec<PathBuf>> {
 /// A file cannot be read; writing failed.
 pub fn write(folder: &Path) -> Result<ImageDigests> {
     let mut image = ImageWriter::new(folder)?;
+    layers(&mut image)?;
+    image.finish(&config())
+}
+
+/// Adds the image's layers.
+///
+/// # Errors
+/// As for [`write`].
+pub fn layers(image: &mut ImageWriter) -> Result<()> {
     image.layer(Compression::Gzip, busybox::base)?;
-    image.layer(Compression::Zstd, server)?;
+    image.layer(Compression::Zstd, server)
+}
+
+/// The image's configuration.
+#[must_use]
+pub fn config() -> Value {
     let mut config = busybox::config(&["-g", "daemon off;"]);
     config["Entrypoint"] = json!([NGINX]);
     config["ExposedPorts"] = json!({ "80/tcp": {} });
     config["StopSignal"] = json!("SIGQUIT");
-    image.finish(&config)
+    config
 }
 
 fn server(layer: &mut LayerWriter) -> Result<()> {

@@ -38,6 +38,8 @@ pub struct Options {
     kvm: bool,
     pub(super) images: Images,
     pub(super) data: DataDir,
+    /// The registries in the names of images that come from there.
+    mirrored: Vec<String>,
     kernel: Option<PathBuf>,
     initramfs: Option<PathBuf>,
     /// Keys of the configuration's `[vm]`.
@@ -68,6 +70,7 @@ impl Options {
             kvm: false,
             images: Images::Registry,
             data: DataDir::Large,
+            mirrored: vec![REGISTRY.to_owned()],
             kernel: None,
             initramfs: None,
             vm: Table::new(),
@@ -80,6 +83,13 @@ impl Options {
     #[must_use]
     pub fn images(mut self, images: Images) -> Self {
         self.images = images;
+        self
+    }
+
+    /// The registries that [`Self::images`] stands for, instead of [`REGISTRY`].
+    #[must_use]
+    pub fn mirrored(mut self, registries: &[&str]) -> Self {
+        self.mirrored = registries.iter().map(|&name| name.to_owned()).collect();
         self
     }
 
@@ -175,8 +185,11 @@ impl Options {
             let mut endpoint = Table::new();
             endpoint.insert("host".into(), host.into());
             endpoint.insert("plain_http".into(), true.into());
-            let mut mirrors = Table::new();
-            mirrors.insert(REGISTRY.into(), Value::Array(vec![endpoint.into()]));
+            let endpoints = Value::Array(vec![endpoint.into()]);
+            let names = self.mirrored.iter();
+            let mirrors: Table = names
+                .map(|name| (name.clone(), endpoints.clone()))
+                .collect();
             settings.insert("mirrors".into(), mirrors.into());
         }
         config.insert("registry".into(), settings.into());

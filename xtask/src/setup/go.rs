@@ -10,15 +10,15 @@ use serde::Deserialize;
 use crate::progress::step;
 use crate::project;
 
-/// The module with crictl.
+/// The module with crictl and critest.
 const CRI_TOOLS: &str = "sigs.k8s.io/cri-tools";
 
 /// Its version.
-const CRI_TOOLS_VERSION: &str = "v1.34.0";
+const CRI_TOOLS_VERSION: &str = "v1.36.0";
 
 /// The digest of its files, as `go.sum` would have it. Everything that it depends on is verified by the
 /// module's own `go.sum`.
-const CRI_TOOLS_SUM: &str = "h1:KqL9EJ+WgHtz1HR1exezm91n+o8O2uMLs/eHzHJHAWw=";
+const CRI_TOOLS_SUM: &str = "h1:Xt+LLvBVH1Fnp/AR2EyHApyWS/88y2KlWjlDc2HR+aw=";
 
 /// The oldest Go that fetches the toolchain that a module asks for (`GOTOOLCHAIN`).
 const GO_MINOR_MIN: u32 = 21;
@@ -33,20 +33,28 @@ struct Download {
 
 /// The folder of `crictl`, built into the cache if it is not there.
 pub(crate) fn crictl() -> Result<PathBuf> {
+    cri_tool("crictl", "the client that the tests drive the daemon with")
+}
+
+/// The folder of `critest`, built into the cache if it is not there.
+pub(crate) fn critest() -> Result<PathBuf> {
+    cri_tool("critest", "Kubernetes' conformance tests for CRI servers")
+}
+
+fn cri_tool(name: &str, what: &str) -> Result<PathBuf> {
     let key = Key::default()
         .input("module", CRI_TOOLS)
         .input("version", CRI_TOOLS_VERSION)
         .name();
-    project::cache().get_or_make("crictl", &key, |draft| {
+    project::cache().get_or_make(name, &key, |draft| {
         check_go()?;
-        step(
-            "Building crictl, once (the client that the tests drive the daemon with)",
-            || build_crictl(draft),
-        )
+        step(&format!("Building {name}, once ({what})"), || {
+            build(name, draft)
+        })
     })
 }
 
-fn build_crictl(folder: &Path) -> Result<()> {
+fn build(name: &str, folder: &Path) -> Result<()> {
     let module = format!("{CRI_TOOLS}@{CRI_TOOLS_VERSION}");
     // The sum is compared below: a machine that reaches only a module proxy has no checksum database.
     let mut download = Command::new("go");
@@ -63,10 +71,15 @@ fn build_crictl(folder: &Path) -> Result<()> {
         download.sum
     );
     let mut build = Command::new("go");
+    // critest is what Go calls a test.
+    match name {
+        "critest" => build.args(["test", "-c"]),
+        _ => build.arg("build"),
+    };
     build
-        .args(["build", "-trimpath", "-ldflags", "-s -w", "-o"])
-        .arg(folder.join("crictl"))
-        .arg("./cmd/crictl")
+        .args(["-trimpath", "-ldflags", "-s -w", "-o"])
+        .arg(folder.join(name))
+        .arg(format!("./cmd/{name}"))
         .env("CGO_ENABLED", "0")
         .current_dir(&download.dir);
     stdout(&mut build).map(drop)
@@ -74,7 +87,7 @@ fn build_crictl(folder: &Path) -> Result<()> {
 
 fn check_go() -> Result<()> {
     let version = stdout(Command::new("go").args(["env", "GOVERSION"])).context(
-        "the tests need Go 1.21 or newer to build crictl: install it (https://go.dev/dl) and put it in PATH",
+        "the tests need Go 1.21 or newer to build cri-tools: install it (https://go.dev/dl) and put it in PATH",
     )?;
     let minor = version
         .trim()
@@ -83,7 +96,7 @@ fn check_go() -> Result<()> {
     match minor {
         Some(minor) if minor < GO_MINOR_MIN => {
             bail!(
-                "the tests need Go 1.21 or newer to build crictl; this is {}",
+                "the tests need Go 1.21 or newer to build cri-tools; this is {}",
                 version.trim()
             )
         }

@@ -2,10 +2,13 @@
 //! there is nothing to do.
 //!
 //! - [`apt`]: Debian packages, by what they are needed for.
+//! - [`deb`]: Debian packages that are unpacked beside the system, not installed.
 //! - [`go`]: Go programs for the tests.
 
 mod apt;
+mod deb;
 mod go;
 
 pub(crate) use apt::{Need, installed_version, packages};
-pub(crate) use go::crictl;
+pub(crate) use deb::unpacked;
+pub(crate) use go::{crictl, critest};

@@ -1,11 +1,15 @@
-//! `cargo xtask test [unit|e2e]`: sets up what the tests need, and runs them.
+//! `cargo xtask test [unit|e2e|critest]`: sets up what the tests need, and runs them.
 //!
 //! - [`unit`]: formatting, clippy, unit tests. Needs no KVM.
 //! - [`e2e`]: the daemon with real images and crictl; containers in microVMs, where KVM is.
+//! - [`critest`]: Kubernetes' conformance tests for CRI servers; not run by default.
+//! - [`hosts`]: where KVM is, and how tests are dealt out there.
 //! - [`count`]: what the test binaries print, summed up in the last line.
 
 mod count;
+mod critest;
 mod e2e;
+mod hosts;
 mod unit;
 
 use std::process::ExitCode;
@@ -18,10 +22,11 @@ use count::Count;
 /// Options of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Which tests; all of them by default
+    /// Which tests; unit and end-to-end tests by default
     #[arg(value_enum)]
     suite: Option<Suite>,
-    /// Passed on to the end-to-end test binaries, such as a part of a test's name
+    /// Passed on to the end-to-end test binaries, such as a part of a test's name; for critest,
+    /// regular expressions that a spec's name matches
     #[arg(last = true)]
     filter: Vec<String>,
 }
@@ -33,16 +38,21 @@ enum Suite {
     Unit,
     /// End-to-end tests
     E2e,
+    /// critest
+    Critest,
 }
 
 /// Runs the tests; the last line counts them.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut count = Count::default();
-    if arguments.suite != Some(Suite::E2e) {
+    if matches!(arguments.suite, None | Some(Suite::Unit)) {
         count += unit::run()?;
     }
-    if arguments.suite != Some(Suite::Unit) {
+    if matches!(arguments.suite, None | Some(Suite::E2e)) {
         count += e2e::run(&arguments.filter)?;
+    }
+    if arguments.suite == Some(Suite::Critest) {
+        count += critest::run(&arguments.filter)?;
     }
     println!("{count}");
     Ok(if count.failed == 0 {

@@ -3,15 +3,29 @@
 //! The agent is in the namespace that the containers share, so `/proc/net/dev` is what they see too.
 
 use std::fs;
+use std::path::Path;
 
 use isopod_proto::agent::InterfaceStats;
 
 /// Most interfaces that are told of: a container that may make some can make many.
 const INTERFACES_MAX: usize = 64;
 
-/// Every interface but loopback. Blocking.
+/// `IFF_UP` (netdevice(7)).
+const UP: u32 = 1;
+
+/// Every interface that is up, but loopback. Blocking.
 pub(crate) fn read() -> Vec<InterfaceStats> {
-    parse(&fs::read_to_string("/proc/net/dev").unwrap_or_default())
+    let mut interfaces = parse(&fs::read_to_string("/proc/net/dev").unwrap_or_default());
+    interfaces.retain(|interface| is_up(Path::new("/sys/class/net"), &interface.name));
+    interfaces
+}
+
+/// The kernel has interfaces that nobody asked for, all of them down. One of which nothing can be
+/// learnt counts as up.
+fn is_up(class: &Path, name: &str) -> bool {
+    let flags = fs::read_to_string(class.join(name).join("flags")).unwrap_or_default();
+    let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16);
+    flags.map_or(true, |flags| flags & UP != 0)
 }
 
 /// `proc_net(5)`, `/proc/net/dev`: two lines of headings, then a name, a colon, eight numbers of what
@@ -99,6 +113,18 @@ Inter-|   Receive                                                |  Transmit
             ],
             [5678, 20, 3, 4]
         );
+    }
+
+    #[test]
+    fn interface_that_is_down_is_told_apart() {
+        let class = tempfile::tempdir().unwrap();
+        for (name, flags) in [("eth0", "0x1003\n"), ("dummy0", "0x82\n")] {
+            fs::create_dir(class.path().join(name)).unwrap();
+            fs::write(class.path().join(name).join("flags"), flags).unwrap();
+        }
+        assert!(is_up(class.path(), "eth0"));
+        assert!(!is_up(class.path(), "dummy0"));
+        assert!(is_up(class.path(), "unknown"));
     }
 
     #[test]

@@ -142,6 +142,16 @@ fn work_and_memory_show_in_the_statistics_of_container_and_pod() -> Result<()> {
             .filter_map(|stats| Some(stats.attributes?.id))
             .collect();
         assert_eq!(ids, [idle.clone(), busy.clone()]);
+        assert_eq!(linux.network, None, "it has loopback only");
+
+        let crictl = node.crictl()?;
+        let table = crictl.run(&["stats", "--seconds", "1"])?;
+        ensure!(
+            table.contains(&idle[..13]) && table.contains("busy"),
+            "{table}"
+        );
+        let table = crictl.run(&["statsp", "--seconds", "1"])?;
+        ensure!(table.contains(&pod[..13]), "{table}");
         Ok(())
     })
 }

@@ -21,6 +21,7 @@ mod id;
 mod image;
 mod images;
 mod logging;
+mod metrics;
 mod network;
 mod record;
 mod run;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isopod_proto::agent::{
-    CgroupStats, ContainerState, ContainerStats, LayerStats, StatsRequest, StatsResponse,
+    ContainerState, ContainerStats, LayerStats, StatsRequest, StatsResponse,
 };
 use tokio::time::Instant;
 
@@ -26,13 +26,17 @@ impl AgentService {
             id => vec![self.containers.get(id)?],
         };
         let sandbox = Cgroup::new(&self.surroundings.cgroup);
-        let groups: Vec<Cgroup> = containers
-            .iter()
-            .map(|container| container.cgroup.clone())
-            .collect();
+        let groups: Vec<(Cgroup, i32)> = containers.iter().map(|it| group(it)).collect();
+        let in_detail = request.open_files;
         let read = tokio::task::spawn_blocking(move || {
             let sandbox = stats::read_cgroup(&sandbox);
-            let groups: Vec<CgroupStats> = groups.iter().map(stats::read_cgroup).collect();
+            let groups: Vec<_> = groups
+                .iter()
+                .map(|(group, init)| {
+                    let open = in_detail.then(|| stats::open_files(group, *init));
+                    (stats::read_cgroup(group), open)
+                })
+                .collect();
             (stats::since_boot_ns(), sandbox, groups, stats::interfaces())
         });
         let (at_ns, sandbox, groups, interfaces) =
@@ -41,12 +45,15 @@ impl AgentService {
         let containers = containers
             .iter()
             .zip(groups.into_iter().zip(layers))
-            .map(|(container, (cgroup, layer))| ContainerStats {
-                container_id: container.id.to_string(),
-                cgroup: Some(cgroup).into(),
-                writable_layer: layer.into(),
-                ..Default::default()
-            })
+            .map(
+                |(container, ((cgroup, open_files), layer))| ContainerStats {
+                    container_id: container.id.to_string(),
+                    cgroup: Some(cgroup).into(),
+                    open_files: open_files.into(),
+                    writable_layer: layer.into(),
+                    ..Default::default()
+                },
+            )
             .collect();
         Ok(StatsResponse {
             at_ns,
@@ -62,6 +69,12 @@ impl AgentService {
         containers.retain(|container| container.state() == ContainerState::CONTAINER_STATE_RUNNING);
         containers
     }
+}
+
+/// A container's group, and its first process; 0 while there is none.
+fn group(container: &Container) -> (Cgroup, i32) {
+    let init = container.created().map(|created| created.init.pid.as_raw());
+    (container.cgroup.clone(), init.unwrap_or_default())
 }
 
 /// The writable layers, counted anew where the last count is old. They share one deadline.

@@ -11,10 +11,12 @@
 mod cgroup;
 mod interfaces;
 mod layer;
+mod open_files;
 
 pub(crate) use cgroup::read as read_cgroup;
 pub(crate) use interfaces::read as interfaces;
 pub(crate) use layer::LayerUsage;
+pub(crate) use open_files::read as open_files;
 
 use nix::time::{ClockId, clock_gettime};
 

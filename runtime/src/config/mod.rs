@@ -12,7 +12,7 @@ mod load;
 mod validate;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{AddrParseError, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,8 @@ pub(crate) struct Config {
     pub(crate) cni: CniConfig,
     /// The server behind Exec, Attach and PortForward.
     pub(crate) streaming: StreamingConfig,
+    /// The daemon's own metrics.
+    pub(crate) metrics: MetricsConfig,
 }
 
 /// The microVM.
@@ -133,6 +135,28 @@ pub(crate) struct StreamingConfig {
     pub(crate) idle_timeout_ms: u64,
 }
 
+/// The daemon's own metrics.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct MetricsConfig {
+    /// Address to serve them on. Empty: they are not served.
+    pub(crate) address: String,
+}
+
+impl MetricsConfig {
+    /// The address; `None` when there is to be none.
+    ///
+    /// # Errors
+    ///
+    /// When it is not an address.
+    pub(crate) fn address(&self) -> Result<Option<SocketAddr>, AddrParseError> {
+        match self.address.as_str() {
+            "" => Ok(None),
+            address => address.parse().map(Some),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -144,6 +168,7 @@ impl Default for Config {
             registry: RegistryConfig::default(),
             cni: CniConfig::default(),
             streaming: StreamingConfig::default(),
+            metrics: MetricsConfig::default(),
         }
     }
 }

@@ -83,6 +83,13 @@ pub(super) fn validate(config: &Config) -> Vec<Problem> {
         streaming.idle_timeout_ms,
         &idle,
     );
+    if config.metrics.address().is_err() {
+        let message = format!(
+            "must be an IP address and a port, such as \"127.0.0.1:9476\", or \"\", is {:?}",
+            config.metrics.address
+        );
+        check.problem("metrics.address", message);
+    }
     check.problems
 }
 
@@ -259,6 +266,15 @@ mod tests {
         let problems = validate(&config);
         assert_eq!(problems.len(), 1);
         assert_eq!(problems[0].key, "registry.pinned[1]");
+    }
+
+    #[test]
+    fn metrics_need_an_address_and_a_port_or_nothing() {
+        let mut config = Config::default();
+        for (address, good) in [("", true), ("[::1]:9476", true), ("localhost:9476", false)] {
+            config.metrics.address = address.into();
+            assert_eq!(validate(&config).is_empty(), good, "{address:?}");
+        }
     }
 
     #[test]

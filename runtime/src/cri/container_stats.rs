@@ -21,7 +21,7 @@ pub(super) async fn container_stats(
     if !is_running(&container) {
         return Err(container.wrong_state("measured").into());
     }
-    let sample = match stats::of_sandbox(&container.sandbox, Some(&container.id)).await {
+    let sample = match stats::of_sandbox(&container.sandbox, stats::Ask::One(&container.id)).await {
         // Removed meanwhile.
         Err(SandboxError::Vm(error)) if error.is_not_found() => {
             return Err(container.wrong_state("measured").into());

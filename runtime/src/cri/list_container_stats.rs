@@ -39,6 +39,7 @@ pub(super) async fn of_containers(
         [container] => Some(container.id.clone()),
         _ => None,
     };
+    let ask = alone.as_ref().map_or(stats::Ask::All, stats::Ask::One);
     let mut by_sandbox: BTreeMap<SandboxId, OfSandbox> = BTreeMap::new();
     for container in wanted {
         let entry = by_sandbox.entry(container.sandbox.id.clone());
@@ -47,7 +48,7 @@ pub(super) async fn of_containers(
     }
     let asked = by_sandbox.into_values().collect();
     let mut answers = Vec::new();
-    for (_, containers, sample) in stats::of_sandboxes(asked, alone.as_ref()).await {
+    for (_, containers, sample) in stats::of_sandboxes(asked, ask).await {
         let described = containers.iter().filter_map(|container| {
             Some((container.id.clone(), describe(cri, container, &sample)?))
         });

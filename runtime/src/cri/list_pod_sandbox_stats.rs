@@ -51,7 +51,9 @@ pub(super) async fn of_ready(
         .filter(|sandbox| passing(sandbox))
         .map(|sandbox| (sandbox, ()))
         .collect();
-    let answers = stats::of_sandboxes(asked, None).await.into_iter();
+    let answers = stats::of_sandboxes(asked, stats::Ask::All)
+        .await
+        .into_iter();
     answers
         .map(|(sandbox, (), sample)| (sandbox, sample))
         .collect()

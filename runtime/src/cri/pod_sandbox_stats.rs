@@ -16,7 +16,7 @@ pub(super) async fn pod_sandbox_stats(
     request: &PodSandboxStatsRequest,
 ) -> Result<PodSandboxStatsResponse, CriError> {
     let sandbox = cri.sandboxes.find(&request.pod_sandbox_id)?;
-    let sample = stats::of_sandbox(&sandbox, None).await?;
+    let sample = stats::of_sandbox(&sandbox, stats::Ask::All).await?;
     Ok(PodSandboxStatsResponse {
         stats: Some(describe(cri, &sandbox, &sample)),
     })

@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::container::Containers;
 use crate::events::Events;
 use crate::image::{ImageError, ImageStore};
+use crate::metrics::{Measure, Metrics, MetricsError, MetricsServer};
 use crate::network::{NetworkError, Networks};
 use crate::record::{RecordError, Records};
 use crate::sandbox::{SandboxError, Sandboxes};
@@ -66,6 +67,9 @@ pub(crate) enum ServeError {
     /// The streaming server.
     #[error(transparent)]
     Streaming(#[from] StreamingError),
+    /// The metrics' endpoint.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// The gRPC server.
     #[error("serving the CRI")]
     Grpc(#[from] tonic::transport::Error),
@@ -108,6 +112,13 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
     let recovered = Arc::clone(&sandboxes);
     tokio::spawn(async move { recovered.check_networks().await });
     let streaming = Arc::new(streaming::Server::start(&config.streaming)?);
+    let metrics = Metrics::new(Arc::clone(&sandboxes), Arc::clone(&containers));
+    let metrics = Arc::new(metrics);
+    let _metrics = match config.metrics.address() {
+        Ok(Some(address)) => Some(MetricsServer::start(address, Arc::clone(&metrics)).await?),
+        // What is not an address was refused when the configuration was read.
+        Ok(None) | Err(_) => None,
+    };
     let listener = listen(&config.socket)?;
     let socket = config.socket.clone();
     let cri = Cri {
@@ -133,6 +144,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
     tokio::pin!(stopped);
     let (drain, drained) = tokio::sync::oneshot::channel();
     let server = tonic::transport::Server::builder()
+        .layer(Measure(metrics))
         .add_service(runtime)
         .add_service(images)
         .add_service(beyond)

@@ -10,10 +10,11 @@ use super::call::{cancelled_with_client, run};
 use super::error::CriError;
 use super::{
     Cri, attach, container_stats, container_status, create_container, exec, exec_sync,
-    get_container_events, list_container_stats, list_containers, list_pod_sandbox,
-    list_pod_sandbox_stats, pod_sandbox_stats, pod_sandbox_status, port_forward, remove_container,
-    remove_pod_sandbox, reopen_container_log, run_pod_sandbox, runtime_config, start_container,
-    status, stop_container, stop_pod_sandbox, stream_container_stats, stream_containers,
+    get_container_events, list_container_stats, list_containers, list_metric_descriptors,
+    list_pod_sandbox, list_pod_sandbox_metrics, list_pod_sandbox_stats, pod_sandbox_stats,
+    pod_sandbox_status, port_forward, remove_container, remove_pod_sandbox, reopen_container_log,
+    run_pod_sandbox, runtime_config, start_container, status, stop_container, stop_pod_sandbox,
+    stream_container_stats, stream_containers, stream_pod_sandbox_metrics,
     stream_pod_sandbox_stats, stream_pod_sandboxes, update_container_resources,
     update_pod_sandbox_resources, update_runtime_config, version,
 };
@@ -414,14 +415,21 @@ impl RuntimeService for Cri {
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Answer<ListMetricDescriptorsResponse> {
-        missing("no metrics are taken yet")
+        run(info_span!("ListMetricDescriptors"), async {
+            Ok(list_metric_descriptors::list_metric_descriptors())
+        })
+        .await
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Answer<ListPodSandboxMetricsResponse> {
-        missing("no metrics are taken yet")
+        let cri = self.clone();
+        run(info_span!("ListPodSandboxMetrics"), async move {
+            Ok(list_pod_sandbox_metrics::list_pod_sandbox_metrics(&cri).await)
+        })
+        .await
     }
 
     type StreamPodSandboxMetricsStream = BoxStream<StreamPodSandboxMetricsResponse>;
@@ -430,7 +438,12 @@ impl RuntimeService for Cri {
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Answer<BoxStream<StreamPodSandboxMetricsResponse>> {
-        missing("no metrics are taken yet")
+        let cri = self.clone();
+        run(info_span!("StreamPodSandboxMetrics"), async move {
+            let items = stream_pod_sandbox_metrics::stream_pod_sandbox_metrics(&cri).await;
+            Ok(Box::pin(items) as BoxStream<_>)
+        })
+        .await
     }
 
     async fn runtime_config(

@@ -6,9 +6,8 @@ use futures_util::{StreamExt, stream};
 
 use crate::chain::chain;
 use crate::clock;
-use crate::id::ContainerId;
 use crate::sandbox::{Sandbox, SandboxError};
-use crate::vm::GuestStats;
+use crate::vm::{Ask, GuestStats};
 
 /// Most guests that are asked at the same time.
 const AT_ONCE: usize = 32;
@@ -27,11 +26,8 @@ pub(crate) struct Sample {
 /// # Errors
 ///
 /// When the sandbox is not ready, or its guest does not answer in time.
-pub(crate) async fn of_sandbox(
-    sandbox: &Sandbox,
-    container: Option<&ContainerId>,
-) -> Result<Sample, SandboxError> {
-    let guest = sandbox.running_vm()?.stats(container).await?;
+pub(crate) async fn of_sandbox(sandbox: &Sandbox, ask: Ask<'_>) -> Result<Sample, SandboxError> {
+    let guest = sandbox.running_vm()?.stats(ask).await?;
     Ok(Sample {
         at_ns: clock::now_ns(),
         guest,
@@ -42,11 +38,11 @@ pub(crate) async fn of_sandbox(
 /// keeps the others from being told of.
 pub(crate) async fn of_sandboxes<T>(
     asked: Vec<(Arc<Sandbox>, T)>,
-    container: Option<&ContainerId>,
+    ask: Ask<'_>,
 ) -> Vec<(Arc<Sandbox>, T, Sample)> {
     stream::iter(asked)
         .map(async |(sandbox, what)| {
-            let sample = of_sandbox(&sandbox, container).await;
+            let sample = of_sandbox(&sandbox, ask).await;
             (sandbox, what, sample)
         })
         .buffer_unordered(AT_ONCE)

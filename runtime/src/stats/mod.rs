@@ -5,14 +5,17 @@
 //! host's.
 //!
 //! ```text
-//!  cri ──> collect ──> vm (each guest's agent, with a deadline) ──> describe ──> CRI messages
+//!  cri ──> collect ──> vm (each guest's agent, with a deadline) ──> describe | metrics ──> CRI messages
 //!              └── a guest that ends, or does not answer, is left out of a list
 //! ```
 
 mod collect;
 mod describe;
+mod metrics;
 mod rate;
 
 pub(crate) use self::collect::{Sample, of_sandbox, of_sandboxes};
 pub(crate) use self::describe::{container_stats, sandbox_stats};
+pub(crate) use self::metrics::{metric_descriptors, pod_metrics};
 pub(crate) use self::rate::CpuRate;
+pub(crate) use crate::vm::Ask;

@@ -11,7 +11,7 @@ use isopod_proto::agent::{
     ContainerState, CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest,
     DeleteProcessRequest, ExecProcessRequest, HelloRequest, ListContainersRequest, PowerOffRequest,
     SetProcessorsRequest, SetUpSandboxRequest, SignalProcessRequest, StartContainerRequest,
-    StatsRequest, StreamOpen, UpdateContainerRequest, WaitProcessRequest,
+    StreamOpen, UpdateContainerRequest, WaitProcessRequest,
 };
 use isopod_proto::agent_ttrpc::AgentClient;
 use isopod_proto::{AGENT_PORT, AGENT_PROTOCOL_VERSION, STREAM_PORT};
@@ -21,7 +21,7 @@ use ttrpc::context::Context;
 
 use super::error::{Peer, VmError, printable};
 use super::link::{Ended, Link};
-use super::stats::GuestStats;
+use super::stats::{Ask, GuestStats};
 use super::stream::ProcessStream;
 use super::{ProcessExit, VSOCK_SOCKET, vsock};
 use crate::clock;
@@ -317,14 +317,8 @@ impl Agent {
         Ok(containers)
     }
 
-    pub(super) async fn stats(
-        &self,
-        container: Option<&ContainerId>,
-    ) -> Result<GuestStats, VmError> {
-        let request = StatsRequest {
-            container_id: container.map(ContainerId::to_string).unwrap_or_default(),
-            ..Default::default()
-        };
+    pub(super) async fn stats(&self, ask: Ask<'_>) -> Result<GuestStats, VmError> {
+        let request = ask.request();
         // To connect to a guest that hangs takes long, too.
         let asked = tokio::time::timeout(STATS_LIMIT, async {
             let client = self.client().await?;

@@ -50,7 +50,7 @@ use self::link::Ended;
 use self::process::VmmProcess;
 pub(crate) use self::process::{ProcessId, find_vmms};
 pub(crate) use self::spawn::Launch;
-pub(crate) use self::stats::GuestStats;
+pub(crate) use self::stats::{Ask, GuestStats};
 pub(crate) use self::stream::{Output, ProcessInput, ProcessOutput, ProcessStream, StreamError};
 use crate::id::{ContainerId, ExecId};
 use crate::network::Nic;
@@ -441,17 +441,14 @@ impl Vm {
         self.agent.list_containers().await
     }
 
-    /// What all that runs in the guest uses, or one container.
+    /// What runs in the guest uses.
     ///
     /// # Errors
     ///
     /// When the agent does not answer within a few seconds, does not know the container, or answers
     /// nonsense.
-    pub(crate) async fn stats(
-        &self,
-        container: Option<&ContainerId>,
-    ) -> Result<GuestStats, VmError> {
-        self.agent.stats(container).await
+    pub(crate) async fn stats(&self, ask: Ask<'_>) -> Result<GuestStats, VmError> {
+        self.agent.stats(ask).await
     }
 
     /// A process's standard streams.

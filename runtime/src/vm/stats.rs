@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use isopod_proto::agent::{CgroupStats, ContainerStats, InterfaceStats, StatsResponse};
+use isopod_proto::agent::{
+    CgroupStats, ContainerStats, InterfaceStats, StatsRequest, StatsResponse,
+};
 
 use super::error::{VmError, printable};
 use crate::id::ContainerId;
@@ -16,6 +18,32 @@ const INTERFACES_MAX: usize = 64;
 
 /// Longest name of an interface that is passed on, in characters; Linux has 15 bytes.
 const INTERFACE_NAME_MAX: usize = 15;
+
+/// What a guest is asked about.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ask<'a> {
+    /// All that runs.
+    All,
+    /// All that runs, and what it has open.
+    AllInDetail,
+    /// One container.
+    One(&'a ContainerId),
+}
+
+impl Ask<'_> {
+    pub(super) fn request(self) -> StatsRequest {
+        let (container_id, open_files) = match self {
+            Self::All => (String::new(), false),
+            Self::AllInDetail => (String::new(), true),
+            Self::One(id) => (id.to_string(), false),
+        };
+        StatsRequest {
+            container_id,
+            open_files,
+            ..Default::default()
+        }
+    }
+}
 
 /// A guest's answer.
 #[derive(Debug, Clone, Default)]

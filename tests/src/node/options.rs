@@ -48,6 +48,8 @@ pub struct Options {
     registry: Table,
     /// Keys of the configuration's `[cni]`; pods have loopback only unless the test wants more.
     cni: Table,
+    /// `[metrics] address`.
+    metrics: String,
 }
 
 /// How long a guest may take to start, unless the test is about that.
@@ -76,6 +78,7 @@ impl Options {
             vm: Table::new(),
             registry: Table::new(),
             cni: [("enabled".to_owned(), false.into())].into_iter().collect(),
+            metrics: String::new(),
         }
     }
 
@@ -150,6 +153,13 @@ impl Options {
         self
     }
 
+    /// Where the daemon serves its own metrics.
+    #[must_use]
+    pub fn metrics(mut self, address: &str) -> Self {
+        address.clone_into(&mut self.metrics);
+        self
+    }
+
     pub(super) fn needs_kvm(&self) -> bool {
         self.kvm
     }
@@ -181,6 +191,9 @@ impl Options {
         config.insert("vm".into(), vm.into());
         let mut settings = self.registry.clone();
         config.insert("cni".into(), self.cni.clone().into());
+        let mut metrics = Table::new();
+        metrics.insert("address".into(), self.metrics.as_str().into());
+        config.insert("metrics".into(), metrics.into());
         if let Some(host) = registry {
             let mut endpoint = Table::new();
             endpoint.insert("host".into(), host.into());

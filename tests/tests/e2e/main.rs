@@ -7,6 +7,7 @@ mod layers;
 mod lifecycle;
 mod logs;
 mod machine;
+mod metrics;
 mod network;
 mod resources;
 mod restart;

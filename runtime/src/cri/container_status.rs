@@ -10,6 +10,9 @@ use super::Cri;
 use super::error::CriError;
 use crate::container::{Container, ContainerExit, ContainerState, Mount};
 
+/// What kind of runtime verbose statuses speak of.
+pub(super) const RUNTIME_TYPE: &str = "isopod";
+
 pub(super) fn container_status(
     cri: &Cri,
     request: &ContainerStatusRequest,
@@ -92,9 +95,19 @@ fn add_exit(status: &mut cri::ContainerStatus, exit: ContainerExit) {
     status.message = exit.message;
 }
 
+/// Under containerd's names where it has one. What runs a container on the host is its pod's VMM, and
+/// that is its `pid` here; 0 while it does not run.
 fn info(container: &Container) -> String {
+    let sandbox = &container.sandbox;
+    let runs = matches!(container.state(), ContainerState::Running { .. });
+    let vmm = sandbox.vm().filter(|_| runs);
     json!({
-        "sandboxID": container.sandbox.id,
+        "sandboxID": sandbox.id,
+        "pid": vmm.map_or(0, |vm| vm.process_id().pid),
+        "runtimeType": RUNTIME_TYPE,
+        "runtimeHandler": sandbox.handler,
+        "user": container.user,
+        "resources": container.resources(),
         "tty": container.config.tty,
         "stdin": container.config.stdin,
         "config": container.config,

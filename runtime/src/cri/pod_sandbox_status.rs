@@ -86,13 +86,19 @@ fn network(sandbox: &Sandbox) -> cri::PodSandboxNetworkStatus {
     }
 }
 
+/// Under containerd's names where it has one.
 async fn info(cri: &Cri, sandbox: &Sandbox) -> Value {
+    let ready = sandbox.state() == SandboxState::Ready;
     let ended = match sandbox.state() {
         SandboxState::Ready => None,
         SandboxState::NotReady { end } => end,
     };
     json!({
         "pid": sandbox.vm().map(|vm| vm.process_id().pid),
+        "processStatus": if ready { "running" } else { "stopped" },
+        "runtimeType": container_status::RUNTIME_TYPE,
+        "runtimeHandler": sandbox.handler,
+        "netNamespaceClosed": sandbox.network().is_none(),
         "network": sandbox.network(),
         "stateDir": cri.sandboxes.state_dir(&sandbox.id),
         "machine": machine(sandbox).await,

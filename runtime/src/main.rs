@@ -3,6 +3,7 @@
 //! One subcommand, one module; what they share is the configuration. `serve` is the whole CRI
 //! server, the others are short-lived and talk to it through its socket.
 
+mod cgroup;
 mod chain;
 mod client;
 mod clock;

@@ -4,6 +4,7 @@
 //! Needs root, for folders in `/run`, and no KVM. That pods really run is for the end-to-end tests
 //! to show. Every test ends with their leak check.
 
+mod cgroups;
 mod fake;
 mod network;
 

@@ -7,6 +7,7 @@ use std::io;
 
 use tonic::{Code, Status};
 
+use crate::cgroup::CgroupError;
 use crate::chain::chain;
 use crate::container::ContainerError;
 use crate::events::EventsError;
@@ -95,6 +96,7 @@ fn of_sandbox(error: &SandboxError) -> Code {
             ScratchError::Io { source, .. } => of_io(source),
             ScratchError::Mkfs { .. } => Code::Internal,
         },
+        SandboxError::Cgroup(error) => of_cgroup(error),
         SandboxError::Record(error) => of_record(error),
         SandboxError::Io { source, .. } => of_io(source),
     }
@@ -150,6 +152,13 @@ fn of_container(error: &ContainerError) -> Code {
         ContainerError::Vm(error) => of_vm(error),
         ContainerError::Record(error) => of_record(error),
         ContainerError::Io { source, .. } => of_io(source),
+    }
+}
+
+fn of_cgroup(error: &CgroupError) -> Code {
+    match error {
+        CgroupError::Io { source, .. } => of_io(source),
+        CgroupError::Type { .. } => Code::FailedPrecondition,
     }
 }
 

@@ -1,7 +1,7 @@
 //! `RuntimeConfig`: which cgroup driver the kubelet should use.
 //!
-//! The daemon makes no cgroups of its own on the host, so the answer is the node's: systemd's where
-//! systemd runs, since two managers of one hierarchy do not get along.
+//! The answer is the node's: systemd's where systemd runs, since two managers of one hierarchy do
+//! not get along. The daemon takes pods of either driver.
 
 use std::path::Path;
 

@@ -8,6 +8,7 @@ use isopod_proto::cri;
 use serde::{Deserialize, Serialize};
 
 use super::size::GuestSize;
+use crate::cgroup::check_parent;
 use crate::config::VmConfig;
 use crate::field::FieldError;
 use crate::network::PortMapping;
@@ -46,7 +47,7 @@ pub(crate) struct PodConfig {
     /// What the pod's containers do with the pod's pid namespace, for the status alone: each
     /// container says it for itself.
     pub(crate) shares_pids: bool,
-    /// The pod's cgroup on the host; not used yet.
+    /// The pod's cgroup on the host, in which its VMM gets one of its own; empty: the root.
     pub(crate) cgroup_parent: String,
     /// The guest's processors and memory.
     pub(crate) size: GuestSize,
@@ -89,6 +90,7 @@ impl PodConfig {
         let port_mappings = check_port_mappings(&config.port_mappings, networks)?;
         FieldError::refuse_if(config.windows.is_some(), "config.windows")?;
         let linux = config.linux.unwrap_or_default();
+        check_parent(&linux.cgroup_parent)?;
         let size = GuestSize::of(&linux, defaults);
         let security = linux.security_context.unwrap_or_default();
         let shares_pids = check_namespaces(security.namespace_options.as_ref())?;

@@ -1,5 +1,6 @@
 //! What can go wrong with a sandbox.
 
+use crate::cgroup::CgroupError;
 use crate::field::FieldError;
 use crate::network::NetworkError;
 use crate::record::RecordError;
@@ -39,6 +40,9 @@ pub(crate) enum SandboxError {
     /// The writable disk.
     #[error("making the sandbox's writable disk")]
     Scratch(#[from] ScratchError),
+    /// The cgroup on the host.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The record.
     #[error(transparent)]
     Record(#[from] RecordError),

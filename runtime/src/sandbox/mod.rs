@@ -1,4 +1,4 @@
-//! Sandboxes: a pod, its virtual machine, its network and its writable disk.
+//! Sandboxes: a pod, its virtual machine, its network, its cgroup and its writable disk.
 //!
 //! One [`Sandboxes`] holds them all. The CRI's methods call it from their tasks; one task per
 //! sandbox waits for the end of its machine. A sandbox lives from RunPodSandbox to
@@ -45,6 +45,7 @@ pub(crate) use self::scratch::ScratchError;
 use self::scratch::ScratchTemplate;
 pub(crate) use self::undo::Undo;
 pub(crate) use self::volumes::{Propagation, Volume, Volumes};
+use crate::cgroup::Cgroups;
 use crate::config::{Config, VmConfig};
 use crate::events::{EventKind, Events};
 use crate::id::SandboxId;
@@ -69,6 +70,7 @@ pub(crate) struct Sandboxes {
     scratch: Arc<ScratchTemplate>,
     networks: Arc<Networks>,
     events: Arc<Events>,
+    cgroups: Arc<Cgroups>,
     table: Table<Sandbox>,
     names: Names,
 }
@@ -145,6 +147,7 @@ impl Sandboxes {
             records,
             networks,
             events,
+            cgroups: Arc::new(Cgroups::of_host()),
             table: Table::default(),
             names: Names::default(),
         })
@@ -300,6 +303,18 @@ impl Sandbox {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
     }
+}
+
+/// Removes a sandbox's cgroup, which may be gone already.
+async fn remove_cgroup(
+    cgroups: Arc<Cgroups>,
+    parent: String,
+    id: SandboxId,
+) -> Result<(), SandboxError> {
+    let removed = tokio::task::spawn_blocking(move || cgroups.remove(&parent, &id)).await;
+    Ok(removed.map_err(|error| {
+        SandboxError::io("removing", "a cgroup")(std::io::Error::other(error))
+    })??)
 }
 
 fn create_private_dir(path: &Path) -> Result<(), SandboxError> {

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use super::{
     Sandbox, SandboxError, SandboxPhase, SandboxRecord, SandboxState, Sandboxes, Volumes,
-    remove_dir,
+    remove_cgroup, remove_dir,
 };
 use crate::chain::chain;
 use crate::id::SandboxId;
@@ -99,6 +99,10 @@ impl Sandboxes {
                 }
                 tracing::info!(sandbox_id = %id, "removing a sandbox that was never finished");
                 remove_dir(dir).await?;
+                if let Some(record) = &half_made {
+                    let parent = record.config.cgroup_parent.clone();
+                    remove_cgroup(Arc::clone(&self.cgroups), parent, id.clone()).await?;
+                }
                 match (self.networks.detach(id).await, half_made) {
                     (Ok(()), _) => {}
                     (Err(error), Some(record)) if record.id == *id => {

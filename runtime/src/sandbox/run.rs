@@ -14,7 +14,7 @@ use tracing::Instrument;
 
 use super::{
     PodConfig, SCRATCH_SERIAL, Sandbox, SandboxError, SandboxPhase, SandboxRecord, SandboxState,
-    Sandboxes, Undo, Volumes, create_private_dir, remove_dir,
+    Sandboxes, Undo, Volumes, create_private_dir, remove_cgroup, remove_dir,
 };
 use crate::chain::chain;
 use crate::clock;
@@ -42,6 +42,7 @@ impl Sandboxes {
         handler: String,
         cancel: &CancellationToken,
     ) -> Result<SandboxId, SandboxError> {
+        self.cgroups.check(&config.cgroup_parent)?;
         let id = SandboxId::random().map_err(SandboxError::io("reading", "/dev/urandom"))?;
         tracing::Span::current().record("sandbox_id", id.as_str());
         let name = self.names.reserve(config.full_name(), id.as_str())?;
@@ -158,7 +159,7 @@ impl Sandboxes {
         undo: &mut Undo,
         cancel: &CancellationToken,
     ) -> Result<Arc<Vm>, SandboxError> {
-        let vm = self.launch(&record.id, undo).await?;
+        let vm = self.launch(record, undo).await?;
         record.vmm = Some(vm.process_id());
         // The boot alone takes long and may be left in the middle; the other steps run to their
         // ends, so that undoing them never overtakes them.
@@ -177,12 +178,18 @@ impl Sandboxes {
         Ok(vm)
     }
 
-    /// The folder, the writable disk and the VMM's process.
-    async fn launch(&self, id: &SandboxId, undo: &mut Undo) -> Result<Arc<Vm>, SandboxError> {
+    /// The folder, the cgroup, the writable disk and the VMM's process.
+    async fn launch(
+        &self,
+        record: &SandboxRecord,
+        undo: &mut Undo,
+    ) -> Result<Arc<Vm>, SandboxError> {
+        let id = &record.id;
         let dir = self.state_dir(id);
         let leftover = dir.clone();
         undo.push("remove the folder of sockets", move || remove_dir(leftover));
         create_private_dir(&dir)?;
+        let cgroup = self.make_cgroup(record, undo).await?;
 
         let path = self.records.scratch(id);
         let disk = File::options()
@@ -200,6 +207,7 @@ impl Sandboxes {
             kernel: self.config.kernel.clone(),
             initramfs: self.config.initramfs.clone(),
             debug_console: self.config.debug_console,
+            cgroup,
             files: vec![(SCRATCH_DESCRIPTOR.to_owned(), OwnedFd::from(inherited))],
         };
         let launching = Vm::launch(dir, launch).instrument(tracing::debug_span!("launch"));
@@ -209,6 +217,21 @@ impl Sandboxes {
         undo.push("end the VMM", move || async move { started.kill().await });
         filled?;
         Ok(vm)
+    }
+
+    async fn make_cgroup(
+        &self,
+        record: &SandboxRecord,
+        undo: &mut Undo,
+    ) -> Result<Option<OwnedFd>, SandboxError> {
+        let (parent, id) = (record.config.cgroup_parent.clone(), record.id.clone());
+        let (cgroups, at, of) = (Arc::clone(&self.cgroups), parent.clone(), id.clone());
+        undo.push("remove the cgroup", move || remove_cgroup(cgroups, at, of));
+        let cgroups = Arc::clone(&self.cgroups);
+        let made = tokio::task::spawn_blocking(move || cgroups.create(&parent, &id)).await;
+        Ok(made.map_err(|error| {
+            SandboxError::io("creating", "a cgroup")(std::io::Error::other(error))
+        })??)
     }
 
     #[tracing::instrument(level = "debug", skip_all)]

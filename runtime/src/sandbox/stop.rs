@@ -1,12 +1,13 @@
 //! Ends a sandbox's machine.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
-use super::{Sandbox, SandboxError, Sandboxes};
+use super::{Sandbox, SandboxError, Sandboxes, remove_cgroup};
 
 impl Sandboxes {
-    /// Ends the machine, gives its disk space back and leaves the network; the sandbox stays known. Its containers have
-    /// been stopped, and it has been [closed](Sandbox::close). Idempotent.
+    /// Ends the machine, gives its cgroup and disk space back and leaves the network; the sandbox
+    /// stays known. Its containers have been stopped, and it has been [closed](Sandbox::close).
+    /// Idempotent.
     ///
     /// # Errors
     ///
@@ -18,6 +19,11 @@ impl Sandboxes {
             let end = vm.ended().await;
             self.machine_ended(sandbox, end).await;
         }
+        let (cgroups, parent) = (
+            Arc::clone(&self.cgroups),
+            sandbox.config.cgroup_parent.clone(),
+        );
+        remove_cgroup(cgroups, parent, sandbox.id.clone()).await?;
         self.records.remove_scratch(&sandbox.id).await?;
         self.networks.detach(&sandbox.id).await?;
         let left = sandbox

@@ -40,6 +40,8 @@ pub(crate) struct Launch {
     pub(crate) initramfs: PathBuf,
     /// Keep the guest's console.
     pub(crate) debug_console: bool,
+    /// `cgroup.procs` of the cgroup that it is to be in.
+    pub(crate) cgroup: Option<OwnedFd>,
     /// Further descriptors, by the names that the start request uses.
     pub(crate) files: Vec<(String, OwnedFd)>,
 }
@@ -51,6 +53,8 @@ pub(crate) struct Launch {
 /// When a socket, a file or the process cannot be made.
 pub(super) fn spawn(dir: &Path, launch: Launch) -> Result<VmmProcess, VmError> {
     let vmm = launch.vmm.clone();
+    let mut launch = launch;
+    let cgroup = launch.cgroup.take();
     let log = create(&dir.join(LOG_FILE))?;
     let (names, fds) = inheritance(dir, launch)?
         .into_iter()
@@ -69,7 +73,7 @@ pub(super) fn spawn(dir: &Path, launch: Launch) -> Result<VmmProcess, VmError> {
     if let Some(filter) = std::env::var_os(LOG_ENVIRONMENT) {
         command.env(LOG_ENVIRONMENT, filter);
     }
-    inherit(&mut command, fds).map_err(VmError::io("passing descriptors to", &vmm))?;
+    inherit(&mut command, fds, cgroup).map_err(VmError::io("passing descriptors to", &vmm))?;
     // `Child` is dropped without waiting, on purpose: the process outlives the daemon, and while
     // the daemon lives the pidfd's reader reaps it.
     let mut child = command.spawn().map_err(VmError::missing("VMM", &vmm))?;
@@ -135,8 +139,9 @@ fn create(path: &Path) -> Result<File, VmError> {
         .map_err(VmError::io("creating", path))
 }
 
-/// Makes the child find `fds` from [`FIRST_FD`] on, in order, and itself in a new session.
-fn inherit(command: &mut Command, fds: Vec<OwnedFd>) -> io::Result<()> {
+/// Makes the child find `fds` from [`FIRST_FD`] on, in order, and itself in a new session and in
+/// the cgroup.
+fn inherit(command: &mut Command, fds: Vec<OwnedFd>, cgroup: Option<OwnedFd>) -> io::Result<()> {
     let count = RawFd::try_from(fds.len()).map_err(|_error| io::ErrorKind::InvalidInput)?;
     // Sources above every target, so that no move overwrites a descriptor that is still to move.
     let mut sources = Vec::with_capacity(fds.len());
@@ -147,7 +152,15 @@ fn inherit(command: &mut Command, fds: Vec<OwnedFd>) -> io::Result<()> {
         )?);
     }
     drop(fds);
+    // Above every target, too.
+    let cgroup = cgroup
+        .map(|procs| rustix::io::fcntl_dupfd_cloexec(procs, FIRST_FD + count))
+        .transpose()?;
     let hook = move || {
+        // Before it becomes the VMM: all that it ever allocates is the pod's.
+        if let Some(procs) = &cgroup {
+            rustix::io::write(procs, b"0")?;
+        }
         for (target, source) in (FIRST_FD..).zip(&sources) {
             // SAFETY: dup2 works on numbers alone. The source is open, `sources` owns it; whatever
             // the target was belongs to this forked child only, which is about to exec.
@@ -158,8 +171,8 @@ fn inherit(command: &mut Command, fds: Vec<OwnedFd>) -> io::Result<()> {
         rustix::process::setsid()?;
         Ok(())
     };
-    // SAFETY: between fork and exec the hook makes system calls only: dup2 and setsid are
-    // async-signal-safe, `sources` was allocated before the fork, and nothing is freed in it.
+    // SAFETY: between fork and exec the hook makes system calls only: write, dup2 and setsid
+    // are async-signal-safe, `sources` was allocated before the fork, and nothing is freed in it.
     unsafe { command.pre_exec(hook) };
     Ok(())
 }
@@ -188,6 +201,7 @@ mod tests {
             kernel: "/dev/zero".into(),
             initramfs: "/dev/full".into(),
             debug_console: false,
+            cgroup: None,
             files: vec![("extra".into(), theirs.into())],
         };
         let process = spawn(dir.path(), launch).unwrap();
@@ -224,6 +238,7 @@ mod tests {
             kernel: "/nowhere/vmlinux".into(),
             initramfs: "/dev/null".into(),
             debug_console: false,
+            cgroup: None,
             files: Vec::new(),
         };
         let error = spawn(dir.path(), launch).unwrap_err();

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use isopod_proto::cri::{
@@ -10,9 +11,13 @@ use isopod_proto::cri::{
     UpdateContainerResourcesRequest, UpdatePodSandboxResourcesRequest,
 };
 use isopod_tests::node::{self, Node, Options, assert_refused, image, pod_config, shell};
+use isopod_tests::wait::wait_for;
 use tonic::{Code, Status};
 
 const MIB: i64 = 1 << 20;
+
+/// How long the host may take to account for what a guest does.
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn limited(mut config: ContainerConfig, resources: LinuxContainerResources) -> ContainerConfig {
     config.linux = Some(LinuxContainerConfig {
@@ -162,6 +167,48 @@ fn a_pods_processors_come_and_go() -> Result<()> {
             Code::InvalidArgument,
             "memory_limit_in_bytes",
         );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_pods_cgroup_on_the_host_bounds_its_guest() -> Result<()> {
+    node::run(Options::kvm(), |node| {
+        node.cri().pull(&image("busybox"))?;
+        let slice = Path::new("/sys/fs/cgroup/it.slice/it-pod.slice");
+        let mut config = pod_config(node, "cgroup");
+        config.linux = Some(LinuxPodSandboxConfig {
+            cgroup_parent: "it-pod.slice".to_owned(),
+            ..LinuxPodSandboxConfig::default()
+        });
+        let pod = node.cri().run_pod(config)?;
+        let vmm = node.vmm(&pod)?.pid;
+        assert_eq!(
+            fs::read_to_string(format!("/proc/{vmm}/cgroup"))?.trim(),
+            format!("0::/it.slice/it-pod.slice/isopod-{pod}")
+        );
+        let used = || -> Result<u64> {
+            Ok(fs::read_to_string(slice.join("memory.current"))?
+                .trim()
+                .parse()?)
+        };
+        let before = used()?;
+        assert!(
+            before > 16 << 20,
+            "a guest's kernel alone needs more: {before}"
+        );
+        let script = "dd if=/dev/zero of=/dev/shm/x bs=1M count=48 2>/dev/null; exec sleep 10000";
+        let id = node.start(&pod, shell("main", script))?;
+        wait_for("the guest's memory to count", LIMIT, || {
+            let now = used().ok()?;
+            (now > before + (40 << 20)).then_some(())
+        })?;
+        // What the pod may not have, its guest cannot take.
+        fs::write(slice.join("memory.max"), (32 << 20).to_string())?;
+        let status = node.wait_exited(&id)?;
+        assert_eq!(status.exit_code, 137);
+        node.cri().remove_pod(&pod)?;
+        assert!(!Path::new("/sys/fs/cgroup/it.slice").exists());
         Ok(())
     })
 }

@@ -91,7 +91,7 @@ impl PodConfig {
         FieldError::refuse_if(config.windows.is_some(), "config.windows")?;
         let linux = config.linux.unwrap_or_default();
         check_parent(&linux.cgroup_parent)?;
-        let size = GuestSize::of(&linux, defaults);
+        let size = GuestSize::of(&linux, defaults)?;
         let security = linux.security_context.unwrap_or_default();
         let shares_pids = check_namespaces(security.namespace_options.as_ref())?;
         let dns = config.dns_config.unwrap_or_default();

@@ -4,13 +4,18 @@ use isopod_proto::cri::{LinuxContainerResources, LinuxPodSandboxConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::config::VmConfig;
+use crate::field::FieldError;
 
 /// Most vCPUs of a guest (`vmm.proto`).
 const VCPUS_MAX: u32 = 64;
-/// Most memory of a guest: what the configuration may ask for, too.
-const MEMORY_MAX_MIB: u32 = 1 << 20;
-/// What the guest's kernel and agent need beside the containers' limit.
+/// Most memory of a guest, MiB: what lies below the VMM's window for devices.
+const MEMORY_MAX_MIB: u32 = 255 * 1024;
+/// What the guest's kernel and agent need beside the containers' limit, unless the pod's overhead
+/// says more.
 const GUEST_OVERHEAD_MIB: u32 = 64;
+/// What of a pod's overhead is left to the VMM itself, so that the pod's cgroup, which has room for
+/// limits and overhead, has room for it beside a guest that uses all of its memory.
+const VMM_OVERHEAD_MIB: u32 = 16;
 
 /// A guest's processors and memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,16 +28,49 @@ pub(crate) struct GuestSize {
 
 impl GuestSize {
     /// What the configuration says, and more when the pod's limits ask for more.
-    pub(super) fn of(linux: &LinuxPodSandboxConfig, defaults: &VmConfig) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// [`FieldError`] for limits that no guest can have.
+    pub(super) fn of(
+        linux: &LinuxPodSandboxConfig,
+        defaults: &VmConfig,
+    ) -> Result<Self, FieldError> {
         let mut size = Self {
             max_vcpus: defaults.max_vcpus,
             memory_mib: defaults.memory_mib,
         };
-        if let Some(limits) = &linux.resources {
-            size.max_vcpus = size.max_vcpus.max(vcpus(limits)).min(VCPUS_MAX);
-            size.memory_mib = size.memory_mib.max(memory_mib(limits)).min(MEMORY_MAX_MIB);
+        let Some(limits) = &linux.resources else {
+            return Ok(size);
+        };
+        let wrong = |name: &str, reason: String| {
+            let field = format!("config.linux.resources.{name}");
+            Err(FieldError::new(field, reason))
+        };
+        if limits.memory_limit_in_bytes < 0 {
+            return wrong("memory_limit_in_bytes", "is negative".to_owned());
         }
-        size
+        let overhead = linux.overhead.as_ref();
+        let overhead = overhead.map_or(0, |overhead| overhead.memory_limit_in_bytes);
+        let overhead = mebibytes(overhead)
+            .saturating_sub(VMM_OVERHEAD_MIB)
+            .max(GUEST_OVERHEAD_MIB);
+        let memory_mib = match mebibytes(limits.memory_limit_in_bytes) {
+            0 => 0,
+            limit => limit.saturating_add(overhead),
+        };
+        if memory_mib > MEMORY_MAX_MIB {
+            let reason = format!("and the pod's overhead are more than {MEMORY_MAX_MIB} MiB");
+            return wrong("memory_limit_in_bytes", reason);
+        }
+        let vcpus = vcpus(limits);
+        if vcpus > VCPUS_MAX {
+            let reason = format!("is more than {VCPUS_MAX} processors can use");
+            return wrong("cpu_quota", reason);
+        }
+        size.max_vcpus = size.max_vcpus.max(vcpus);
+        size.memory_mib = size.memory_mib.max(memory_mib);
+        Ok(size)
     }
 }
 
@@ -50,69 +88,68 @@ pub(super) fn vcpus(limits: &LinuxContainerResources) -> u32 {
 
 /// Memory for a memory limit and the guest itself; 0 without a limit.
 pub(super) fn memory_mib(limits: &LinuxContainerResources) -> u32 {
-    if limits.memory_limit_in_bytes <= 0 {
-        return 0;
+    match mebibytes(limits.memory_limit_in_bytes) {
+        0 => 0,
+        limit => limit.saturating_add(GUEST_OVERHEAD_MIB),
     }
-    let limit = limits
-        .memory_limit_in_bytes
-        .unsigned_abs()
-        .div_ceil(1 << 20);
-    u32::try_from(limit)
-        .unwrap_or(u32::MAX)
-        .saturating_add(GUEST_OVERHEAD_MIB)
+}
+
+/// Rounded up; 0 for what is negative.
+fn mebibytes(bytes: i64) -> u32 {
+    let bytes = u64::try_from(bytes).unwrap_or(0);
+    u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn size(quota: i64, memory: i64) -> GuestSize {
+    fn sized(quota: i64, memory: i64, overhead: i64) -> Result<GuestSize, FieldError> {
         let resources = LinuxContainerResources {
             cpu_period: 100_000,
             cpu_quota: quota,
             memory_limit_in_bytes: memory,
             ..Default::default()
         };
+        let overhead = LinuxContainerResources {
+            memory_limit_in_bytes: overhead,
+            ..Default::default()
+        };
         let linux = LinuxPodSandboxConfig {
             resources: Some(resources),
+            overhead: Some(overhead),
             ..Default::default()
         };
         GuestSize::of(&linux, &VmConfig::default())
     }
 
-    #[test]
-    fn limits_above_the_default_make_the_guest_larger() {
-        assert_eq!(
-            size(350_000, 1 << 30),
-            GuestSize {
-                max_vcpus: 4,
-                memory_mib: 1024 + 64
-            }
-        );
+    fn size(max_vcpus: u32, memory_mib: u32) -> GuestSize {
+        GuestSize {
+            max_vcpus,
+            memory_mib,
+        }
     }
 
     #[test]
-    fn no_limits_and_absurd_ones_stay_in_range() {
-        assert_eq!(
-            size(0, 0),
-            GuestSize {
-                max_vcpus: 2,
-                memory_mib: 256
-            }
-        );
-        assert_eq!(
-            size(-1, -1),
-            GuestSize {
-                max_vcpus: 2,
-                memory_mib: 256
-            }
-        );
-        assert_eq!(
-            size(i64::MAX, i64::MAX),
-            GuestSize {
-                max_vcpus: 64,
-                memory_mib: 1 << 20
-            }
-        );
+    fn limits_above_the_default_make_the_guest_larger() {
+        assert_eq!(sized(350_000, 1 << 30, 0).unwrap(), size(4, 1024 + 64));
+        let overhead = 130 << 20;
+        assert_eq!(sized(0, 1 << 30, overhead).unwrap(), size(2, 1024 + 114));
+    }
+
+    #[test]
+    fn no_limits_leave_the_default() {
+        for quota in [0, -1] {
+            assert_eq!(sized(quota, 0, 1 << 30).unwrap(), size(2, 256));
+        }
+    }
+
+    #[test]
+    fn limits_that_no_guest_can_have_are_refused_by_name() {
+        let field = |quota, memory| sized(quota, memory, 0).unwrap_err().field;
+        let memory = "config.linux.resources.memory_limit_in_bytes";
+        assert_eq!(field(0, -1), memory);
+        assert_eq!(field(0, i64::MAX), memory);
+        assert_eq!(field(i64::MAX, 0), "config.linux.resources.cpu_quota");
     }
 }

@@ -1,6 +1,6 @@
 //! Test images, made from the files of installed Debian packages.
 //!
-//! [`build`] writes three images as OCI layouts ([`oci`], [`layer`]), pushes them with skopeo into
+//! [`build`] writes four images as OCI layouts ([`oci`], [`layer`]), pushes them with skopeo into
 //! Debian's docker-registry, and keeps the registry's storage in a cache. A test then starts a
 //! registry on that storage, read-only, and nothing is built twice:
 //!
@@ -19,6 +19,7 @@ pub mod layer;
 pub mod layers;
 pub mod nginx;
 pub mod oci;
+pub mod perl;
 pub mod storage;
 
 use std::path::{Path, PathBuf};
@@ -36,21 +37,29 @@ const SOURCES: &[&str] = &[
     include_str!("mod.rs"),
     include_str!("nginx.rs"),
     include_str!("oci.rs"),
+    include_str!("perl.rs"),
     include_str!("storage.rs"),
 ];
 
-/// The storage folder of a registry that has `busybox:1`, `nginx:1` and `layers:1`, built if the
-/// cache does not hold it yet.
+/// The storage folder of a registry that has `busybox:1`, `nginx:1`, `layers:1` and `perl:1`, built
+/// if the cache does not hold it yet.
 ///
 /// # Errors
 /// A Debian package is missing, the cache cannot be written, or skopeo or the registry failed.
 pub fn build(cache: &Path) -> Result<PathBuf> {
-    let inputs: Vec<PathBuf> = [busybox::inputs()?, nginx::inputs()?, layers::inputs()?].concat();
+    let inputs: Vec<PathBuf> = [
+        busybox::inputs()?,
+        nginx::inputs()?,
+        layers::inputs()?,
+        perl::inputs()?,
+    ]
+    .concat();
     cached(cache, &inputs, |layouts| {
         busybox::write(&layouts.join("busybox"))?;
         nginx::write(&layouts.join("nginx"))?;
         layers::write(&layouts.join("layers"))?;
-        let names = ["busybox", "nginx", "layers"];
+        perl::write(&layouts.join("perl"))?;
+        let names = ["busybox", "nginx", "layers", "perl"];
         Ok(names
             .map(|name| (layouts.join(name), format!("{name}:1")))
             .into())

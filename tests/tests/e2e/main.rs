@@ -10,6 +10,7 @@ mod logs;
 mod machine;
 mod metrics;
 mod network;
+mod posix;
 mod resources;
 mod restart;
 mod run;

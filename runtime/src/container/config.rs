@@ -13,6 +13,9 @@ use crate::field::FieldError;
 use crate::image::Image;
 use crate::sandbox::Volume;
 
+/// Annotations that ask for devices, as device plugins set them beside `CDI_devices`.
+const CDI_ANNOTATIONS: &str = "cdi.k8s.io/";
+
 /// What is kept of a container's configuration. Its environment and command are not: they may hold
 /// secrets, and nobody asks for them again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -188,6 +191,11 @@ impl Resources {
 /// default profile, hugepage limits of 0) passes.
 fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), FieldError> {
     FieldError::refuse_if(!config.cdi_devices.is_empty(), "config.CDI_devices")?;
+    let by_annotation = |name: &&String| name.starts_with(CDI_ANNOTATIONS);
+    if let Some(name) = config.annotations.keys().find(by_annotation) {
+        let field = format!("config.annotations.{name}");
+        return Err(FieldError::new(field, "CDI devices are not supported yet"));
+    }
     FieldError::refuse_if(config.windows.is_some(), "config.windows")?;
     let Some(linux) = &config.linux else {
         return Ok(());
@@ -292,6 +300,15 @@ pub(crate) mod tests {
     #[test]
     fn what_cannot_be_honoured_is_refused_by_name() {
         assert_eq!(refused(|config| config.metadata = None), "config.metadata");
+        let cdi = "cdi.k8s.io/vendor_device";
+        assert_eq!(
+            refused(|config| {
+                config
+                    .annotations
+                    .insert(cdi.into(), "vendor.com/device=0".into());
+            }),
+            format!("config.annotations.{cdi}")
+        );
         for path in ["/var/log/x", "../x", "a/../b", "dir/"] {
             assert_eq!(
                 refused(|config| config.log_path = path.into()),

@@ -50,6 +50,10 @@ impl GuestSize {
         if limits.memory_limit_in_bytes < 0 {
             return wrong("memory_limit_in_bytes", "is negative".to_owned());
         }
+        if limits.hugepage_limits.iter().any(|limit| limit.limit > 0) {
+            let reason = "asks for huge pages, which a guest does not have".to_owned();
+            return wrong("hugepage_limits", reason);
+        }
         let overhead = linux.overhead.as_ref();
         let overhead = overhead.map_or(0, |overhead| overhead.memory_limit_in_bytes);
         let overhead = mebibytes(overhead)
@@ -102,6 +106,8 @@ fn mebibytes(bytes: i64) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use isopod_proto::cri::HugepageLimit;
+
     use super::*;
 
     fn sized(quota: i64, memory: i64, overhead: i64) -> Result<GuestSize, FieldError> {
@@ -151,5 +157,22 @@ mod tests {
         assert_eq!(field(0, -1), memory);
         assert_eq!(field(0, i64::MAX), memory);
         assert_eq!(field(i64::MAX, 0), "config.linux.resources.cpu_quota");
+        let huge = |limit| {
+            let hugepage = HugepageLimit {
+                page_size: "2MB".into(),
+                limit,
+            };
+            let linux = LinuxPodSandboxConfig {
+                resources: Some(LinuxContainerResources {
+                    hugepage_limits: vec![hugepage],
+                    ..Default::default()
+                }),
+                ..Default::default()
+            };
+            GuestSize::of(&linux, &VmConfig::default())
+        };
+        huge(0).unwrap();
+        let refused = huge(1 << 21).unwrap_err().field;
+        assert_eq!(refused, "config.linux.resources.hugepage_limits");
     }
 }

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::field::FieldError;
 use crate::id::ContainerId;
 use crate::image::ImageStore;
-use crate::sandbox::{Propagation, Volume};
+use crate::sandbox::{Propagation, Volume, has_submounts};
 
 /// Most mounts of a container.
 const MOUNTS_MAX: usize = 1024;
@@ -44,8 +44,11 @@ pub(crate) struct Mount {
     pub(crate) container_path: String,
     /// What it is.
     pub(crate) source: Source,
-    /// Nobody in the container writes to it, nor to what is mounted in it.
+    /// Nobody in the container writes to it.
     pub(crate) read_only: bool,
+    /// But to what the host mounted in it: read-only was not asked for recursively.
+    #[serde(default)]
+    pub(crate) submounts_writable: bool,
     /// That was asked for in so many words.
     pub(crate) recursive_read_only: bool,
     /// Whether later mounts of the host appear in it.
@@ -87,11 +90,17 @@ impl Mount {
             Source::Host { real, volume, .. } => Some(Volume {
                 name: volume.clone(),
                 path: real.clone(),
-                read_only: self.read_only,
+                read_only: self.is_read_only(),
+                read_only_root: self.submounts_writable,
                 propagation: self.propagation,
             }),
             Source::Image { .. } => None,
         }
+    }
+
+    /// Whether nothing at all is written to it.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only && !self.submounts_writable
     }
 
     /// The disk that it needs: its serial number, and the image's id.
@@ -210,8 +219,13 @@ fn check(mount: &cri::Mount, source: Source) -> Result<Mount, FieldError> {
     if mount.selinux_relabel {
         tracing::debug!("a guest has no SELinux: nothing is relabelled");
     }
+    let submounts_writable = match &source {
+        Source::Host { real, .. } => has_writable_submounts(mount, real),
+        Source::Image { .. } => false,
+    };
     Ok(Mount {
         container_path: mount.container_path.clone(),
+        submounts_writable,
         read_only: mount.readonly || matches!(source, Source::Image { .. }),
         source,
         recursive_read_only: mount.recursive_read_only,
@@ -249,7 +263,8 @@ fn host_source(mount: &cri::Mount) -> Result<Source, FieldError> {
         };
         return Err(wrong(what));
     }
-    let volume = volume_name(&real, mount.propagation());
+    let shallow = has_writable_submounts(mount, &real);
+    let volume = volume_name(&real, mount.propagation(), shallow);
     Ok(Source::Host {
         path: path.to_owned(),
         real,
@@ -257,10 +272,20 @@ fn host_source(mount: &cri::Mount) -> Result<Source, FieldError> {
     })
 }
 
+/// Whether the container may write to what is mounted in a folder that it may not write to (CRI,
+/// `Mount.recursive_read_only`). Mounts that the host makes later are never written to.
+fn has_writable_submounts(mount: &cri::Mount, real: &Path) -> bool {
+    mount.readonly
+        && !mount.recursive_read_only
+        && mount.propagation() == cri::MountPropagation::PropagationPrivate
+        && has_submounts(real)
+}
+
 /// The same for the same folder, so that containers share it.
-fn volume_name(real: &Path, propagation: cri::MountPropagation) -> String {
+fn volume_name(real: &Path, propagation: cri::MountPropagation, read_only_root: bool) -> String {
     let mut digest = Sha256::new();
     digest.update(propagation.as_str_name());
+    digest.update([u8::from(read_only_root)]);
     digest.update([0]);
     digest.update(real.as_os_str().as_encoded_bytes());
     let mut name = hex::encode(digest.finalize());

@@ -25,7 +25,6 @@ pub(super) async fn status(cri: &Cri, request: &StatusRequest) -> StatusResponse
     let handlers = KNOWN.iter().map(|name| RuntimeHandler {
         name: (*name).to_owned(),
         features: Some(RuntimeHandlerFeatures {
-            // Read-only is read-only for everything below, whether or not that was asked for.
             recursive_read_only_mounts: true,
             user_namespaces: false,
         }),

@@ -44,7 +44,7 @@ pub(crate) use self::record::{SandboxPhase, SandboxRecord};
 pub(crate) use self::scratch::ScratchError;
 use self::scratch::ScratchTemplate;
 pub(crate) use self::undo::Undo;
-pub(crate) use self::volumes::{Propagation, Volume, Volumes};
+pub(crate) use self::volumes::{Propagation, Volume, Volumes, has_submounts};
 use crate::cgroup::Cgroups;
 use crate::config::{Config, VmConfig};
 use crate::events::{EventKind, Events};

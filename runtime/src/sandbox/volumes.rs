@@ -5,8 +5,10 @@
 //! loses a volume that another one gives back at the same moment.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, open};
@@ -35,6 +37,8 @@ pub(crate) struct Volume {
     pub(crate) path: PathBuf,
     /// This user does not write to it.
     pub(crate) read_only: bool,
+    /// Nobody writes to it, but to what is mounted in it.
+    pub(crate) read_only_root: bool,
     /// What appears in it.
     pub(crate) propagation: Propagation,
 }
@@ -131,8 +135,8 @@ impl Volumes {
 }
 
 async fn add(vm: &Vm, volume: &Volume) -> Result<(), SandboxError> {
-    let (path, propagation) = (volume.path.clone(), volume.propagation);
-    let opened = tokio::task::spawn_blocking(move || open_volume(&path, propagation)).await;
+    let asked = volume.clone();
+    let opened = tokio::task::spawn_blocking(move || open_volume(&asked)).await;
     let fd = opened
         .unwrap_or_else(|error| Err(io::Error::other(error)))
         .map_err(SandboxError::io("opening", &volume.path))?;
@@ -145,8 +149,9 @@ async fn add(vm: &Vm, volume: &Volume) -> Result<(), SandboxError> {
 
 /// Opens a volume. What is to be private is a copy of the tree of mounts, attached nowhere: it shows
 /// in no mount table, keeps nobody from unmounting the original, and goes with its descriptor.
-fn open_volume(path: &Path, propagation: Propagation) -> io::Result<OwnedFd> {
-    match propagation {
+fn open_volume(volume: &Volume) -> io::Result<OwnedFd> {
+    let path = &volume.path;
+    match volume.propagation {
         Propagation::HostToContainer => {
             Ok(open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
         }
@@ -156,22 +161,39 @@ fn open_volume(path: &Path, propagation: Propagation) -> io::Result<OwnedFd> {
                 | OpenTreeFlags::AT_RECURSIVE
                 | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
             let tree = open_tree(CWD, path, flags)?;
-            make_private(&tree)?;
+            // Nothing that happens to the mounts which were copied happens to the copies.
+            let private = libc::mount_attr {
+                propagation: libc::MS_PRIVATE,
+                ..NO_CHANGE
+            };
+            set_attributes(&tree, &private, libc::AT_RECURSIVE)?;
+            if volume.read_only_root {
+                let read_only = libc::mount_attr {
+                    attr_set: libc::MOUNT_ATTR_RDONLY,
+                    ..NO_CHANGE
+                };
+                set_attributes(&tree, &read_only, 0)?;
+            }
             Ok(tree)
         }
     }
 }
 
-/// Nothing that happens to the mounts which were copied happens to the copies.
+const NO_CHANGE: libc::mount_attr = libc::mount_attr {
+    attr_set: 0,
+    attr_clr: 0,
+    propagation: 0,
+    userns_fd: 0,
+};
+
+/// Changes a tree of mounts: its root, or with `AT_RECURSIVE` every one of it.
 #[expect(unsafe_code, reason = "mount_setattr(2) has no safe wrapper")]
-fn make_private(tree: &OwnedFd) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: 0,
-        attr_clr: 0,
-        propagation: libc::MS_PRIVATE,
-        userns_fd: 0,
-    };
-    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+fn set_attributes(
+    tree: &OwnedFd,
+    attributes: &libc::mount_attr,
+    recursive: libc::c_int,
+) -> io::Result<()> {
+    let flags = libc::AT_EMPTY_PATH | recursive;
     // SAFETY: the path is a C string, and `attributes` is as long as the kernel is told; both are
     // only read.
     let result = unsafe {
@@ -180,7 +202,7 @@ fn make_private(tree: &OwnedFd) -> io::Result<()> {
             tree.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             size_of::<libc::mount_attr>(),
         )
     };
@@ -190,9 +212,95 @@ fn make_private(tree: &OwnedFd) -> io::Result<()> {
     }
 }
 
+/// Whether the host has something mounted below a folder (proc(5), `mountinfo`, the fifth field).
+pub(crate) fn has_submounts(folder: &Path) -> bool {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    is_above_a_mount(folder, &table)
+}
+
+fn is_above_a_mount(folder: &Path, table: &[u8]) -> bool {
+    let mut lines = table.split(|byte| *byte == b'\n');
+    lines.any(|line| {
+        let point = line.split(|byte| *byte == b' ').nth(4).unwrap_or_default();
+        let point = unescaped(point);
+        let point = Path::new(OsStr::from_bytes(&point));
+        point != folder && point.starts_with(folder)
+    })
+}
+
+/// Without the escapes of blanks and backslashes: three octal digits.
+fn unescaped(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, after @ ..] = rest {
+        let (byte, left) = match rest {
+            [
+                b'\\',
+                a @ b'0'..=b'3',
+                b @ b'0'..=b'7',
+                c @ b'0'..=b'7',
+                left @ ..,
+            ] => ((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'), left),
+            _ => (*first, after),
+        };
+        bytes.push(byte);
+        rest = left;
+    }
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn volume(path: &Path, propagation: Propagation) -> Volume {
+        Volume {
+            name: "v".into(),
+            path: path.to_owned(),
+            read_only: false,
+            read_only_root: false,
+            propagation,
+        }
+    }
+
+    #[test]
+    fn mounts_are_found_below_a_folder_and_not_beside_it() {
+        let table = b"36 35 98:0 / /mnt rw,noatime shared:1 - ext4 /dev/root rw\n\
+            37 36 0:30 / /mnt/a\\040b/tmpfs rw - tmpfs none rw\n";
+        let above = |folder: &str| is_above_a_mount(Path::new(folder), table);
+        assert!(above("/mnt"));
+        assert!(above("/mnt/a b"));
+        assert!(!above("/mnt/a"));
+        assert!(!above("/mnt/a b/tmpfs"));
+        assert!(!is_above_a_mount(Path::new("/mnt"), b"36 35 98:0\n"));
+    }
+
+    #[test]
+    fn a_read_only_root_leaves_what_is_mounted_in_it_as_it_is() {
+        if !rustix::process::geteuid().is_root() {
+            println!("\nskipped a_read_only_root: needs root");
+            return;
+        }
+        let open = |read_only_root| {
+            // A file system that has another one mounted in it on every machine.
+            let volume = Volume {
+                read_only_root,
+                ..volume(Path::new("/"), Propagation::Private)
+            };
+            open_volume(&volume).unwrap()
+        };
+        let flags = |tree: &OwnedFd, path: &str| {
+            let file = rustix::fs::openat(tree, path, OFlags::PATH, Mode::empty()).unwrap();
+            rustix::fs::fstatvfs(file).unwrap().f_flag
+        };
+        let read_only = |tree: &OwnedFd, path: &str| {
+            flags(tree, path).contains(rustix::fs::StatVfsMountFlags::RDONLY)
+        };
+        let tree = open(true);
+        assert!(read_only(&tree, "."));
+        assert_eq!(read_only(&tree, "proc"), read_only(&open(false), "proc"));
+        assert!(has_submounts(Path::new("/")));
+    }
 
     #[test]
     fn an_opened_volume_shows_in_no_mount_table() {
@@ -204,13 +312,13 @@ mod tests {
         let table = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let before = table().lines().count();
         let opened: Vec<_> = (0..20)
-            .map(|_| open_volume(dir.path(), Propagation::Private).unwrap())
+            .map(|_| open_volume(&volume(dir.path(), Propagation::Private)).unwrap())
             .collect();
         assert!(table().lines().count() < before + 20);
         let below = rustix::fs::openat(&opened[0], "file", OFlags::RDONLY, Mode::empty());
         below.unwrap();
-        open_volume(&dir.path().join("file"), Propagation::Private).unwrap();
-        open_volume(dir.path(), Propagation::HostToContainer).unwrap();
-        open_volume(&dir.path().join("missing"), Propagation::Private).unwrap_err();
+        open_volume(&volume(&dir.path().join("file"), Propagation::Private)).unwrap();
+        open_volume(&volume(dir.path(), Propagation::HostToContainer)).unwrap();
+        open_volume(&volume(&dir.path().join("missing"), Propagation::Private)).unwrap_err();
     }
 }

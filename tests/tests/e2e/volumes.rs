@@ -429,6 +429,47 @@ fn only_mounts_that_propagate_from_the_host_appear_in_a_running_container() -> R
 }
 
 #[test]
+fn what_is_mounted_in_a_read_only_folder_is_writable_unless_that_is_recursive() -> Result<()> {
+    node::run(Options::kvm(), |node| {
+        let folder = host_folder(node, "shallow")?;
+        let inner = folder.join("inner");
+        fs::create_dir(&inner)?;
+        fs::write(folder.join("file"), "x")?;
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "tmpfs"])
+            .arg(&inner)
+            .status()?;
+        assert!(mounted.success());
+        let pod = node.busybox_pod("shallow")?;
+        let recursive = Mount {
+            recursive_read_only: true,
+            ..read_only(mount(&folder, "/recursive"))
+        };
+        let mounts = vec![
+            mount(&folder, "/rw"),
+            read_only(mount(&folder, "/ro")),
+            recursive,
+        ];
+        let id = node.start(&pod, mounting(shell("main", "exec sleep 10000"), mounts))?;
+        // The same file is read-only or not by the way that leads to it, in whatever order they are
+        // walked.
+        let script = "cat /rw/file /ro/file /recursive/file
+            echo y > /rw/file && echo no > /ro/file; echo no > /recursive/file
+            cat /ro/file; touch /ro/new /recursive/inner/no; touch /ro/inner/new /rw/new; ls /rw /rw/inner";
+        let script = format!("({script}) 2>&1");
+        let answer = text(node, &id, &script)?;
+        let refusals = answer.matches("Read-only file system").count();
+        assert_eq!(refusals, 4, "{answer}");
+        assert_eq!(fs::read_to_string(folder.join("file"))?, "y\n");
+        assert!(inner.join("new").exists() && folder.join("new").exists());
+        node.cri().remove(&id)?;
+        let unmounted = std::process::Command::new("umount").arg(&inner).status()?;
+        assert!(unmounted.success(), "nobody keeps the host from it");
+        Ok(())
+    })
+}
+
+#[test]
 fn a_read_only_root_and_a_user_of_its_own_still_write_to_a_volume() -> Result<()> {
     node::run(Options::kvm(), |node| {
         let folder = host_folder(node, "scratch")?;

@@ -58,7 +58,7 @@ fn bind(mount: &Mount) -> Value {
             &["nosuid", "nodev"][..],
         ),
     };
-    let access = if mount.read_only { "ro" } else { "rw" };
+    let access = if mount.is_read_only() { "ro" } else { "rw" };
     let mut options = vec!["rbind", "rprivate", access];
     options.extend(always);
     options.extend(mount.options.iter().map(String::as_str));

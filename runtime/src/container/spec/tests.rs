@@ -238,6 +238,7 @@ fn host_mount(container_path: &str, volume: &str, read_only: bool) -> Mount {
             volume: volume.into(),
         },
         read_only,
+        submounts_writable: false,
         recursive_read_only: false,
         propagation: Propagation::Private,
         options: vec!["noexec".into()],

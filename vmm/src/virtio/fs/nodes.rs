@@ -6,14 +6,15 @@
 //!
 //! The same file is the same node whichever volume leads to it, so that containers which share a
 //! folder share its pages and its locks. A directory is only if it is reached through the same
-//! mount of the host, since what is mounted in it depends on that. A node may be written if any of
-//! the volumes that led to it may.
+//! mount of the host, since what is mounted in it depends on that; and so is a file of a volume whose
+//! root the host's kernel does not let anybody write to. A node may be written if any of the volumes
+//! that led to it may.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Statx, StatxFlags, statx};
+use rustix::fs::{AtFlags, FileType, StatVfsMountFlags, Statx, StatxFlags, fstatvfs, statx};
 use rustix::io::Errno;
 
 use super::wire::ROOT_ID;
@@ -54,7 +55,7 @@ pub(crate) enum VolumeError {
     },
 }
 
-/// What makes two descriptors the same file. Mount is 0 for all but directories.
+/// What makes two descriptors the same file. Mount is 0 for what is no directory, unless it lies apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Identity {
     device: (u32, u32),
@@ -83,6 +84,9 @@ struct Known {
     /// How often the guest was told its number; a volume's root has one more.
     lookups: u64,
     volumes: Vec<u64>,
+    /// It is what it is through its mount alone: another way to the same file may let the guest do
+    /// more with it, or less.
+    apart: bool,
 }
 
 #[derive(Debug)]
@@ -121,12 +125,12 @@ pub(super) fn examine(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
     statx(fd, "", AtFlags::EMPTY_PATH, wanted)
 }
 
-fn identity(stat: &Statx) -> Identity {
-    let directory = kind(stat) == FileType::Directory;
+fn identity(stat: &Statx, apart: bool) -> Identity {
+    let by_mount = apart || kind(stat) == FileType::Directory;
     Identity {
         device: (stat.stx_dev_major, stat.stx_dev_minor),
         inode: stat.stx_ino,
-        mount: if directory { stat.stx_mnt_id } else { 0 },
+        mount: if by_mount { stat.stx_mnt_id } else { 0 },
     }
 }
 
@@ -168,12 +172,19 @@ impl Nodes {
         fd: OwnedFd,
         stat: &Statx,
     ) -> Result<Arc<Node>, Errno> {
-        let volumes = self.by_id.get(&parent).ok_or(Errno::STALE)?.volumes.clone();
-        self.insert(fd, stat, &volumes)
+        let parent = self.by_id.get(&parent).ok_or(Errno::STALE)?;
+        let (volumes, apart) = (parent.volumes.clone(), parent.apart);
+        self.insert(fd, stat, &volumes, apart)
     }
 
-    fn insert(&mut self, fd: OwnedFd, stat: &Statx, volumes: &[u64]) -> Result<Arc<Node>, Errno> {
-        let identity = identity(stat);
+    fn insert(
+        &mut self,
+        fd: OwnedFd,
+        stat: &Statx,
+        volumes: &[u64],
+        apart: bool,
+    ) -> Result<Arc<Node>, Errno> {
+        let identity = identity(stat, apart);
         if let Some(id) = self.by_identity.get(&identity) {
             let known = self.by_id.get_mut(id).ok_or(Errno::STALE)?;
             known.lookups += 1;
@@ -199,6 +210,7 @@ impl Nodes {
             identity,
             lookups: 1,
             volumes: volumes.to_vec(),
+            apart,
         };
         self.by_id.insert(id, known);
         self.by_identity.insert(identity, id);
@@ -279,9 +291,11 @@ impl Nodes {
         if !matches!(kind(&stat), FileType::Directory | FileType::RegularFile) {
             return Err(VolumeError::Kind(name.to_owned()));
         }
+        let mount = fstatvfs(&fd).map_err(failed)?;
+        let apart = mount.f_flag.contains(StatVfsMountFlags::RDONLY);
         let id = self.next_id;
         self.next_id += 1;
-        let root = self.insert(fd, &stat, &[id]).map_err(failed)?.id;
+        let root = self.insert(fd, &stat, &[id], apart).map_err(failed)?.id;
         let volume = Volume { id, root, writable };
         self.volumes.insert(name.to_owned(), volume);
         Ok(())

@@ -8,12 +8,15 @@
 //! FOLDER/spdy.json,  websocket.json     ginkgo's report
 //! FOLDER/daemon.log                     what the daemon said
 //! ```
+//!
+//! Where there is `FOLDER/benchmark.yaml`, critest's benchmarks run instead, with these parameters, and
+//! leave their results in `FOLDER` as JSON.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use isopod_tests::images::critest::REGISTRIES;
 use isopod_tests::network::{self, Cni};
 use isopod_tests::node::{self, Node, Options};
@@ -43,7 +46,12 @@ fn main() -> Result<()> {
     cni.plugins(&[cni.bridge(&["10.7.0.0/24"]), portmap])?;
     let options = Options::kvm().network(&cni).mirrored(REGISTRIES);
     node::run(options, |node| {
-        let result = both_transports(node, &folder);
+        let parameters = folder.join("benchmark.yaml");
+        let result = if parameters.exists() {
+            benchmark(node, &folder, &parameters)
+        } else {
+            both_transports(node, &folder)
+        };
         fs::write(folder.join("daemon.log"), node.daemon_log())?;
         result
     })
@@ -57,6 +65,20 @@ fn both_transports(node: &Node, folder: &Path) -> Result<()> {
         "-websocket-portforward",
     ];
     specs(node, folder, "websocket", &flags)
+}
+
+fn benchmark(node: &Node, folder: &Path, parameters: &Path) -> Result<()> {
+    let mut command = critest(node)?;
+    command
+        .arg("-benchmark")
+        .arg(format!(
+            "-benchmarking-params-file={}",
+            parameters.display()
+        ))
+        .arg(format!("-benchmarking-output-dir={}", folder.display()));
+    let status = command.status().context("starting critest")?;
+    ensure!(status.success(), "critest ended with {status}");
+    Ok(())
 }
 
 /// critest asks the host whether there is AppArmor. Containers are not under this kernel but under a
@@ -74,16 +96,8 @@ fn specs(node: &Node, folder: &Path, transport: &str, flags: &[&str]) -> Result<
     let Ok(specs) = fs::read_to_string(folder.join(format!("{transport}.specs"))) else {
         return Ok(());
     };
-    let critest = environment::path(environment::TOOLS)?.join("critest");
-    let endpoint = format!("unix://{}", node.socket().display());
-    let mut command = process::command(critest);
+    let mut command = critest(node)?;
     command
-        .arg(format!("-runtime-endpoint={endpoint}"))
-        .arg(format!("-image-endpoint={endpoint}"))
-        .arg(format!("-runtime-service-timeout={CALL_LIMIT}"))
-        .arg(format!("-image-service-timeout={CALL_LIMIT}"))
-        .arg(format!("-ginkgo.timeout={SUITE_LIMIT}"))
-        .args(["-ginkgo.no-color", "-ginkgo.seed=1"])
         .arg(format!(
             "-ginkgo.json-report={}",
             folder.join(format!("{transport}.json")).display()
@@ -92,14 +106,27 @@ fn specs(node: &Node, folder: &Path, transport: &str, flags: &[&str]) -> Result<
     for spec in specs.lines() {
         command.arg(format!("-ginkgo.focus=^{}$", escaped(SUITE, spec)));
     }
-    let search = std::env::var("PATH").unwrap_or_default();
-    let status = command
-        .env("PATH", format!("{search}:/usr/sbin:/sbin"))
-        .stdin(Stdio::null())
-        .status()
-        .context("starting critest")?;
+    let status = command.status().context("starting critest")?;
     println!("critest ({transport}) ended with {status}");
     Ok(())
+}
+
+/// critest, set up for the node's daemon.
+fn critest(node: &Node) -> Result<Command> {
+    let critest = environment::path(environment::TOOLS)?.join("critest");
+    let endpoint = format!("unix://{}", node.socket().display());
+    let search = std::env::var("PATH").unwrap_or_default();
+    let mut command = process::command(critest);
+    command
+        .arg(format!("-runtime-endpoint={endpoint}"))
+        .arg(format!("-image-endpoint={endpoint}"))
+        .arg(format!("-runtime-service-timeout={CALL_LIMIT}"))
+        .arg(format!("-image-service-timeout={CALL_LIMIT}"))
+        .arg(format!("-ginkgo.timeout={SUITE_LIMIT}"))
+        .args(["-ginkgo.no-color", "-ginkgo.seed=1"])
+        .env("PATH", format!("{search}:/usr/sbin:/sbin"))
+        .stdin(Stdio::null());
+    Ok(command)
 }
 
 /// A regular expression (RE2) for exactly this name.

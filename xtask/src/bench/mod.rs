@@ -1,10 +1,12 @@
 //! `cargo xtask bench WHAT`: measures against peers, both in one run.
 //!
+//! - [`critest`]: what critest measures, in the lab.
 //! - [`pull`]: what pulls cost, here.
 //! - [`start`]: how fast a guest and a pod start, in the lab on the instruction clock.
 //!
 //! Absolute times are those of the machine that measured; the ratios are what carries over.
 
+mod critest;
 mod pull;
 mod start;
 
@@ -21,6 +23,8 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
+    /// critest's benchmarks of pods, containers and images; the results are kept as JSON
+    Critest(critest::Arguments),
     /// Pulls: time, processor time, bytes written and memory, against containerd
     Pull(pull::Arguments),
     /// Start times and the VMM's memory, against QEMU's microvm
@@ -30,6 +34,7 @@ enum What {
 /// Measures and prints a table and the ratios.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.what {
+        What::Critest(arguments) => critest::run(arguments),
         What::Pull(arguments) => pull::run(arguments),
         What::Start(arguments) => start::run(arguments),
     }

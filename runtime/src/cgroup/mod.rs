@@ -28,7 +28,7 @@ const ROOTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 /// On folders that were made here beside a sandbox's own.
 const MARK: &str = "trusted.isopod";
 /// What a pod is accounted for and limited by.
-const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
+const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 /// How long the kernel may take to let go of a process that has ended.
 const EMPTY_LIMIT: Duration = Duration::from_secs(5);
 /// How often it is asked.
@@ -48,6 +48,9 @@ pub(crate) enum CgroupError {
         #[source]
         source: io::Error,
     },
+    /// It cannot be told where to run.
+    #[error("the cgroup {} has no cpuset controller", .0.display())]
+    NoCpuset(PathBuf),
     /// It takes no processes.
     #[error("the cgroup {} is of type {kind:?} and takes no processes", path.display())]
     Type {
@@ -167,6 +170,33 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Lets a sandbox run on these processors and memory nodes of the host alone; an empty list
+    /// stands for all of its parent's.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses: the host has none of these, or nobody can be told.
+    pub(crate) fn confine(
+        &self,
+        parent: &str,
+        id: &SandboxId,
+        cpus: &str,
+        mems: &str,
+    ) -> Result<(), CgroupError> {
+        let own = self.root.as_ref().map(|root| own(root, parent, id));
+        for (file, list) in [("cpuset.cpus", cpus), ("cpuset.mems", mems)] {
+            let file = own.as_ref().map(|own| own.join(file));
+            match file.filter(|file| file.exists()) {
+                Some(file) => {
+                    write_set(&file, list).map_err(CgroupError::io("confining with", &file))?;
+                }
+                None if list.is_empty() => {}
+                None => return Err(CgroupError::NoCpuset(own.unwrap_or_default())),
+            }
+        }
+        Ok(())
+    }
+
     fn alone(&self) -> MutexGuard<'_, ()> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -190,6 +220,21 @@ fn make_shared(path: &Path) -> Result<(), CgroupError> {
 
 fn is_marked(path: &Path) -> bool {
     getxattr(path, MARK, &mut [0_u8; 1]).is_ok_and(|length| length == 1)
+}
+
+/// Writes a list of processors or memory nodes. One that was there cannot be emptied while processes
+/// are in the cgroup: all that the parent has takes its place.
+fn write_set(file: &Path, list: &str) -> io::Result<()> {
+    if !list.is_empty() {
+        return fs::write(file, list);
+    }
+    if fs::read_to_string(file)?.trim().is_empty() {
+        return Ok(());
+    }
+    let own = file.parent().unwrap_or(file);
+    let name = file.file_name().unwrap_or_default().display();
+    let all = fs::read(own.with_file_name(format!("{name}.effective")))?;
+    fs::write(file, all)
 }
 
 /// Lets children of a cgroup be accounted for. One with processes of its own cannot; its limits

@@ -11,7 +11,7 @@ use super::mount::Mount;
 use super::signal::Signal;
 use crate::field::FieldError;
 use crate::image::Image;
-use crate::sandbox::Volume;
+use crate::sandbox::{ProcessorSet, Volume};
 
 /// Annotations that ask for devices, as device plugins set them beside `CDI_devices`.
 const CDI_ANNOTATIONS: &str = "cdi.k8s.io/";
@@ -166,6 +166,14 @@ impl Resources {
             cpuset_cpus: text(&update.cpuset_cpus, &self.cpuset_cpus),
             cpuset_mems: text(&update.cpuset_mems, &self.cpuset_mems),
             unified,
+        }
+    }
+
+    /// Which of the host's processors run it.
+    pub(super) fn processors(&self) -> ProcessorSet {
+        ProcessorSet {
+            cpus: self.cpuset_cpus.clone(),
+            mems: self.cpuset_mems.clone(),
         }
     }
 

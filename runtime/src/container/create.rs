@@ -170,6 +170,7 @@ impl Containers {
             records.forget_container(&sandbox_id, &id).await
         });
         self.save(&container, ContainerPhase::Creating).await?;
+        acquire_processors(&container, undo).await?;
         acquire_volumes(&container, vm, undo).await?;
         let image_id = container.config.image_id.clone();
         self.add_disk(container.serial(), image_id, vm, undo)
@@ -246,6 +247,19 @@ async fn add_device(
         ..Default::default()
     };
     put_on_bus(disk, vec![(serial.to_owned(), file.into())], vm, undo).await
+}
+
+/// Lets the sandbox run where the container is to run.
+async fn acquire_processors(container: &Container, undo: &mut Undo) -> Result<(), ContainerError> {
+    let (sandbox, id) = (Arc::clone(&container.sandbox), container.id.clone());
+    undo.push("forget its processors", move || async move {
+        sandbox.processors.forget(id.as_str()).await
+    });
+    let (user, set) = (
+        container.id.as_str(),
+        container.config.resources.processors(),
+    );
+    Ok(container.sandbox.processors.set(user, set).await?)
 }
 
 /// Lets the guest find what the container mounts of the host.

@@ -126,6 +126,8 @@ impl Containers {
         };
         let volumes = record.config.volumes();
         sandbox.volumes.adopt(record.id.as_str(), volumes).await;
+        let set = record.config.resources.processors();
+        sandbox.processors.adopt(record.id.as_str(), set).await;
         let name = self
             .names
             .reserve(full_name(&sandbox.id, &record.config), record.id.as_str())?;

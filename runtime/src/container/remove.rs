@@ -31,6 +31,8 @@ impl Containers {
         }
         self.save(container, ContainerPhase::Removing).await?;
         if let Ok(vm) = container.sandbox.running_vm() {
+            let processors = &container.sandbox.processors;
+            processors.forget(container.id.as_str()).await?;
             match remove_from_guest(container, &vm).await {
                 // With the machine went everything that was in it.
                 Ok(()) | Err(VmError::Ended(_)) => {}

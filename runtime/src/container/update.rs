@@ -7,6 +7,7 @@ use isopod_proto::cri;
 
 use super::record::ContainerPhase;
 use super::{Container, ContainerError, ContainerState, Containers, spec};
+use crate::chain::chain;
 
 impl Containers {
     /// Changes what `update` names, and leaves the rest as it is.
@@ -37,7 +38,18 @@ impl Containers {
             set_oom_score_adj: oom_score_adj != 0,
             ..Default::default()
         };
-        admission.vm.update_container(&request).await?;
+        let (user, processors) = (container.id.as_str(), &container.sandbox.processors);
+        processors.set(user, updated.processors()).await?;
+        if let Err(error) = admission.vm.update_container(&request).await {
+            let before = container.resources().processors();
+            if let Err(error) = processors.set(user, before).await {
+                tracing::warn!(
+                    error = chain(&error),
+                    "the sandbox's processors have changed"
+                );
+            }
+            return Err(error.into());
+        }
         container.set_resources(updated);
         self.save(container, ContainerPhase::from(&container.state()))
             .await

@@ -158,7 +158,7 @@ fn of_container(error: &ContainerError) -> Code {
 fn of_cgroup(error: &CgroupError) -> Code {
     match error {
         CgroupError::Io { source, .. } => of_io(source),
-        CgroupError::Type { .. } => Code::FailedPrecondition,
+        CgroupError::NoCpuset(_) | CgroupError::Type { .. } => Code::FailedPrecondition,
     }
 }
 

@@ -20,6 +20,7 @@
 
 mod config;
 mod error;
+mod processors;
 mod record;
 mod recover;
 mod remove;
@@ -40,6 +41,7 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, watch};
 
 pub(crate) use self::config::{Dns, PodConfig};
 pub(crate) use self::error::SandboxError;
+pub(crate) use self::processors::{ProcessorSet, Processors};
 pub(crate) use self::record::{SandboxPhase, SandboxRecord};
 pub(crate) use self::scratch::ScratchError;
 use self::scratch::ScratchTemplate;
@@ -90,6 +92,8 @@ pub(crate) struct Sandbox {
     pub(crate) volumes: Volumes,
     /// What its containers use of processors, from one look to the next.
     pub(crate) cpu_rate: CpuRate,
+    /// Which of the host's processors it may use.
+    pub(crate) processors: Processors,
     vm: Option<Arc<Vm>>,
     network: Mutex<Option<PodNetwork>>,
     state: watch::Sender<SandboxState>,

@@ -17,8 +17,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::{
-    Sandbox, SandboxError, SandboxPhase, SandboxRecord, SandboxState, Sandboxes, Volumes,
-    remove_cgroup, remove_dir,
+    Processors, Sandbox, SandboxError, SandboxPhase, SandboxRecord, SandboxState, Sandboxes,
+    Volumes, remove_cgroup, remove_dir,
 };
 use crate::chain::chain;
 use crate::id::SandboxId;
@@ -179,7 +179,8 @@ impl Sandboxes {
             },
         };
         tracing::info!(sandbox_id = %record.id, running = vm.is_some(), "found a sandbox again");
-        let sandbox = Arc::new(sandbox(record, vm.map(Arc::new), state, name));
+        let processors = self.processors(&record);
+        let sandbox = Arc::new(sandbox(record, processors, vm.map(Arc::new), state, name));
         if ended {
             sandbox.save(&self.records).await?;
         }
@@ -220,6 +221,7 @@ impl Sandboxes {
 
 fn sandbox(
     record: SandboxRecord,
+    processors: Processors,
     vm: Option<Arc<Vm>>,
     state: SandboxState,
     name: Reservation,
@@ -231,6 +233,7 @@ fn sandbox(
         created_at_ns: record.created_at_ns,
         volumes: Volumes::default(),
         cpu_rate: CpuRate::default(),
+        processors,
         vm,
         network: std::sync::Mutex::new(record.network),
         state: watch::Sender::new(state),

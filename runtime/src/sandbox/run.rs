@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
-    PodConfig, SCRATCH_SERIAL, Sandbox, SandboxError, SandboxPhase, SandboxRecord, SandboxState,
-    Sandboxes, Undo, Volumes, create_private_dir, remove_cgroup, remove_dir,
+    PodConfig, Processors, SCRATCH_SERIAL, Sandbox, SandboxError, SandboxPhase, SandboxRecord,
+    SandboxState, Sandboxes, Undo, Volumes, create_private_dir, remove_cgroup, remove_dir,
 };
 use crate::chain::chain;
 use crate::clock;
@@ -108,6 +108,7 @@ impl Sandboxes {
             () = cancel.cancelled() => return Err(SandboxError::Cancelled),
         }
         let sandbox = Sandbox {
+            processors: self.processors(&record),
             id: record.id,
             config: record.config,
             handler: record.handler,
@@ -127,6 +128,11 @@ impl Sandboxes {
         }
         sandbox.save(&self.records).await?;
         Ok(sandbox)
+    }
+
+    pub(super) fn processors(&self, record: &SandboxRecord) -> Processors {
+        let parent = record.config.cgroup_parent.clone();
+        Processors::new(Arc::clone(&self.cgroups), parent, record.id.clone())
     }
 
     /// The last step of undoing, if all others were done. Otherwise the sandbox stays known, so that

@@ -172,6 +172,47 @@ fn a_pods_processors_come_and_go() -> Result<()> {
 }
 
 #[test]
+fn processors_of_the_host_that_containers_ask_for_confine_their_pod() -> Result<()> {
+    node::run(Options::kvm(), |node| {
+        let pod = node.busybox_pod("cpuset")?;
+        let on = |cpus: &str| LinuxContainerResources {
+            cpuset_cpus: cpus.to_owned(),
+            ..LinuxContainerResources::default()
+        };
+        let confined = |file: &str| -> Result<String> {
+            let path = format!("/sys/fs/cgroup/isopod-{pod}/cpuset.{file}");
+            Ok(fs::read_to_string(path)?.trim().to_owned())
+        };
+        let sleeper = |name: &str| shell(name, "exec sleep 10000");
+        let id = node.start(&pod, limited(sleeper("first"), on("0")))?;
+        assert_eq!(confined("cpus")?, "0");
+        // A guest's processors are its own.
+        assert_eq!(text(node, &id, "cat /sys/fs/cgroup/cpuset.cpus")?, "");
+        let other = node.start(&pod, sleeper("everywhere"))?;
+        let all = fs::read_to_string("/sys/fs/cgroup/cpuset.cpus.effective")?;
+        assert_eq!(confined("cpus")?, all.trim());
+        node.cri().remove(&other)?;
+        assert_eq!(confined("cpus")?, "0");
+        let nodes = LinuxContainerResources {
+            cpuset_mems: "0".to_owned(),
+            ..LinuxContainerResources::default()
+        };
+        update(node, &id, nodes)?;
+        assert_eq!(
+            (confined("cpus")?, confined("mems")?),
+            ("0".into(), "0".into())
+        );
+        let refused = update(node, &id, on("9000"));
+        assert_refused(refused, Code::InvalidArgument, "cpuset_cpus");
+        let missing = limited(sleeper("missing"), on("9000"));
+        let refused = node.cri().create(&pod, missing, pod_config(node, "cpuset"));
+        assert_refused(refused, Code::InvalidArgument, "cpuset_cpus");
+        assert_eq!(confined("cpus")?, "0");
+        Ok(())
+    })
+}
+
+#[test]
 fn a_pods_cgroup_on_the_host_bounds_its_guest() -> Result<()> {
     node::run(Options::kvm(), |node| {
         node.cri().pull(&image("busybox"))?;

@@ -1,6 +1,7 @@
 //! Containers in microVMs, driven as the kubelet and people drive them. Needs KVM.
 
 mod crashes;
+mod cycles;
 mod events;
 mod exits;
 mod guest_faults;

@@ -60,6 +60,9 @@ impl Parts {
     }
 }
 
+/// How many containers the test of many containers makes; passed on.
+const CYCLES: &str = "ISOPOD_TEST_CYCLES";
+
 /// Deals tests out to as many hosts as there can be, and runs each host's share on a thread.
 pub(super) fn deal<T: Clone + Send, R: Send>(
     tests: &[T],
@@ -108,6 +111,9 @@ pub(super) fn run(command: Vec<String>, parts: &Parts, folder: &Path) -> Result<
     let mut job = Job::new(command)?;
     job.env = parts.environment();
     job.env.push(("ISOPOD_REQUIRE_KVM".into(), "1".into()));
+    if let Ok(cycles) = std::env::var(CYCLES) {
+        job.env.push((CYCLES.into(), cycles));
+    }
     job.env
         .push(("ISOPOD_TEST_DATA".into(), "/var/lib/isopod".into()));
     job.memory_mib = MEMORY_MIB;

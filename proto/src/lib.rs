@@ -19,6 +19,12 @@ pub const AGENT_PORT: u32 = 1024;
 /// vsock port on which the agent serves [`stream`]s.
 pub const STREAM_PORT: u32 = 1025;
 
+/// Extended attribute of the root of the volumes' file system by which the agent's thread that
+/// replays changes makes itself known to the server: from then on its requests change nothing, and
+/// are answered as if they had. The value is the names, each ended by a NUL, that its next look-ups
+/// must not find; other names that are not there are found.
+pub const REPLAY_XATTR: &str = "trusted.isopod.replay";
+
 /// What the guest mounts its virtio-fs device by: the tag of virtio 1.2 section 5.11.4.
 pub const VOLUMES_TAG: &str = "volumes";
 

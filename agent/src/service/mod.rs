@@ -22,6 +22,7 @@ mod exec_process;
 mod hello;
 mod list_containers;
 mod power_off;
+mod replay_changes;
 mod set_processors;
 mod set_up_sandbox;
 mod signal_process;
@@ -40,11 +41,11 @@ use isopod_proto::agent::{
     CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest,
     DeleteContainerResponse, DeleteProcessRequest, DeleteProcessResponse, ExecProcessRequest,
     ExecProcessResponse, HelloRequest, HelloResponse, ListContainersRequest,
-    ListContainersResponse, PowerOffRequest, PowerOffResponse, SetProcessorsRequest,
-    SetProcessorsResponse, SetUpSandboxRequest, SetUpSandboxResponse, SignalProcessRequest,
-    SignalProcessResponse, StartContainerRequest, StartContainerResponse, StatsRequest,
-    StatsResponse, UpdateContainerRequest, UpdateContainerResponse, WaitProcessRequest,
-    WaitProcessResponse,
+    ListContainersResponse, PowerOffRequest, PowerOffResponse, ReplayChangesRequest,
+    ReplayChangesResponse, SetProcessorsRequest, SetProcessorsResponse, SetUpSandboxRequest,
+    SetUpSandboxResponse, SignalProcessRequest, SignalProcessResponse, StartContainerRequest,
+    StartContainerResponse, StatsRequest, StatsResponse, UpdateContainerRequest,
+    UpdateContainerResponse, WaitProcessRequest, WaitProcessResponse,
 };
 use isopod_proto::agent_ttrpc::Agent;
 use nix::unistd::Pid;
@@ -219,6 +220,14 @@ impl Agent for Served {
     ) -> ttrpc::Result<SetProcessorsResponse> {
         let service = Arc::clone(&self.0);
         AgentService::finish(async move { service.set_processors(request).await }).await
+    }
+
+    async fn replay_changes(
+        &self,
+        _: &TtrpcContext,
+        request: ReplayChangesRequest,
+    ) -> ttrpc::Result<ReplayChangesResponse> {
+        Ok(self.0.replay_changes(request).await?)
     }
 
     async fn signal_process(

@@ -23,6 +23,7 @@
 mod attached;
 mod bus;
 mod folder;
+mod replay;
 mod rootfs;
 mod scratch;
 mod volumes;

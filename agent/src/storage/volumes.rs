@@ -8,10 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use isopod_proto::VOLUMES_TAG;
+use isopod_proto::agent::Change;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tokio::sync::OnceCell;
 
 use super::bus::rescan;
+use super::replay::Replayer;
 use super::{StorageError, blocking};
 use crate::container::Serial;
 
@@ -22,8 +24,8 @@ pub(crate) enum Volumes {
     Device {
         /// Where it is mounted.
         path: PathBuf,
-        /// It is.
-        mounted: OnceCell<()>,
+        /// It is; and what tells of changes in it.
+        mounted: OnceCell<Replayer>,
     },
     /// A host's folder.
     Folder(PathBuf),
@@ -65,6 +67,24 @@ impl Volumes {
         Ok(path)
     }
 
+    /// Lets those who watch a volume know what has changed in it on the host. A folder's changes are
+    /// this kernel's own: it has told of them.
+    pub(crate) async fn replay(&self, name: &Serial, changes: Vec<Change>) {
+        let Self::Device { path, mounted } = self else {
+            return;
+        };
+        // Nobody watches what nobody has mounted.
+        let Some(replayer) = mounted.get() else {
+            return;
+        };
+        if !replayer.replay(path.join(name.as_str()), changes).await {
+            tracing::warn!(
+                volume = name.as_str(),
+                "changes come too fast to be told of"
+            );
+        }
+    }
+
     /// Unmounts the device, if it was mounted: what was written through mapped memory is on the host
     /// then.
     ///
@@ -86,7 +106,7 @@ impl Volumes {
     }
 }
 
-async fn mount_device(path: &Path) -> Result<(), StorageError> {
+async fn mount_device(path: &Path) -> Result<Replayer, StorageError> {
     let path = path.to_owned();
     blocking(move || {
         fs::create_dir_all(&path).map_err(StorageError::io("making", &path))?;
@@ -101,9 +121,11 @@ async fn mount_device(path: &Path) -> Result<(), StorageError> {
         )
         .map_err(|source| StorageError::Mount {
             what: "the volumes",
-            path,
+            path: path.clone(),
             source,
-        })
+        })?;
+        let failed = StorageError::io("starting a thread for", &path);
+        Replayer::start(path.clone()).map_err(failed)
     })
     .await
 }

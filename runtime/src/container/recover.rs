@@ -125,7 +125,9 @@ impl Containers {
             }
         };
         let volumes = record.config.volumes();
-        sandbox.volumes.adopt(record.id.as_str(), volumes).await;
+        let machine = sandbox.running_vm().ok();
+        let user = record.id.as_str();
+        sandbox.volumes.adopt(machine.as_ref(), user, volumes).await;
         let set = record.config.resources.processors();
         sandbox.processors.adopt(record.id.as_str(), set).await;
         let name = self

@@ -18,6 +18,7 @@
 //! (`recover`). Creating or starting a container takes the sandbox's gate for reading, stopping
 //! the sandbox takes it for writing: so a stop finds no container half made.
 
+mod changes;
 mod config;
 mod error;
 mod processors;
@@ -39,6 +40,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, watch};
 
+use self::changes::Changes;
 pub(crate) use self::config::{Dns, PodConfig};
 pub(crate) use self::error::SandboxError;
 pub(crate) use self::processors::{ProcessorSet, Processors};
@@ -73,6 +75,7 @@ pub(crate) struct Sandboxes {
     networks: Arc<Networks>,
     events: Arc<Events>,
     cgroups: Arc<Cgroups>,
+    changes: Arc<Changes>,
     table: Table<Sandbox>,
     names: Names,
 }
@@ -152,6 +155,7 @@ impl Sandboxes {
             networks,
             events,
             cgroups: Arc::new(Cgroups::of_host()),
+            changes: Arc::new(Changes::start()),
             table: Table::default(),
             names: Names::default(),
         })

@@ -180,7 +180,14 @@ impl Sandboxes {
         };
         tracing::info!(sandbox_id = %record.id, running = vm.is_some(), "found a sandbox again");
         let processors = self.processors(&record);
-        let sandbox = Arc::new(sandbox(record, processors, vm.map(Arc::new), state, name));
+        let volumes = Volumes::new(record.id.clone(), Arc::clone(&self.changes));
+        let sandbox = Arc::new(sandbox(
+            record,
+            (processors, volumes),
+            vm.map(Arc::new),
+            state,
+            name,
+        ));
         if ended {
             sandbox.save(&self.records).await?;
         }
@@ -221,7 +228,7 @@ impl Sandboxes {
 
 fn sandbox(
     record: SandboxRecord,
-    processors: Processors,
+    (processors, volumes): (Processors, Volumes),
     vm: Option<Arc<Vm>>,
     state: SandboxState,
     name: Reservation,
@@ -231,8 +238,8 @@ fn sandbox(
         config: record.config,
         handler: record.handler,
         created_at_ns: record.created_at_ns,
-        volumes: Volumes::default(),
         cpu_rate: CpuRate::default(),
+        volumes,
         processors,
         vm,
         network: std::sync::Mutex::new(record.network),

@@ -109,11 +109,11 @@ impl Sandboxes {
         }
         let sandbox = Sandbox {
             processors: self.processors(&record),
+            volumes: Volumes::new(record.id.clone(), Arc::clone(&self.changes)),
             id: record.id,
             config: record.config,
             handler: record.handler,
             created_at_ns: record.created_at_ns,
-            volumes: Volumes::default(),
             cpu_rate: CpuRate::default(),
             vm: Some(vm),
             network: std::sync::Mutex::new(record.network),

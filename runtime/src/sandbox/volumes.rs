@@ -7,15 +7,18 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{CWD, Mode, OFlags, open};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use serde::{Deserialize, Serialize};
 
 use super::SandboxError;
+use super::changes::Changes;
+use crate::id::SandboxId;
 use crate::vm::Vm;
 
 /// Whether mounts that the host makes later appear in a volume.
@@ -44,8 +47,10 @@ pub(crate) struct Volume {
 }
 
 /// Who uses which volume.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Volumes {
+    sandbox: SandboxId,
+    changes: Arc<Changes>,
     by_name: tokio::sync::Mutex<BTreeMap<String, Uses>>,
 }
 
@@ -57,6 +62,15 @@ struct Uses {
 }
 
 impl Volumes {
+    /// A sandbox's, none yet.
+    pub(super) fn new(sandbox: SandboxId, changes: Arc<Changes>) -> Self {
+        Self {
+            sandbox,
+            changes,
+            by_name: tokio::sync::Mutex::default(),
+        }
+    }
+
     /// Lets the guest find these volumes for `user`.
     ///
     /// # Errors
@@ -65,7 +79,7 @@ impl Volumes {
     /// they are [released](Self::release).
     pub(crate) async fn acquire(
         &self,
-        vm: &Vm,
+        vm: &Arc<Vm>,
         user: &str,
         volumes: Vec<Volume>,
     ) -> Result<(), SandboxError> {
@@ -74,7 +88,7 @@ impl Volumes {
             let known = by_name.get(&volume.name);
             let enough = known.is_some_and(|uses| uses.writable || volume.read_only);
             if !enough {
-                add(vm, &volume).await?;
+                self.add(vm, &volume).await?;
             }
             let uses = by_name.entry(volume.name).or_default();
             uses.writable |= !volume.read_only;
@@ -86,9 +100,18 @@ impl Volumes {
     }
 
     /// Notes what a container of an earlier daemon uses.
-    pub(crate) async fn adopt(&self, user: &str, volumes: Vec<Volume>) {
+    pub(crate) async fn adopt(&self, vm: Option<&Arc<Vm>>, user: &str, volumes: Vec<Volume>) {
         let mut by_name = self.by_name.lock().await;
         for volume in volumes {
+            let written = by_name.get(&volume.name).is_some_and(|uses| uses.writable);
+            if let Some(vm) = vm {
+                // Whatever is there now is what the kubelet goes on changing.
+                let opened = open(&volume.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+                match opened {
+                    Ok(fd) => self.follow(vm, &volume, written, &fd),
+                    Err(error) => tracing::debug!(%error, "a volume is not watched any more"),
+                }
+            }
             let uses = by_name.entry(volume.name).or_default();
             uses.writable |= !volume.read_only;
             uses.users.push(user.to_owned());
@@ -109,6 +132,7 @@ impl Volumes {
             .map(|(name, _)| name.clone())
             .collect();
         for name in unused {
+            self.changes.forget(&self.sandbox, &name);
             vm.remove_volume(&name).await?;
             by_name.remove(&name);
         }
@@ -132,19 +156,36 @@ impl Volumes {
         }
         Ok(())
     }
-}
 
-async fn add(vm: &Vm, volume: &Volume) -> Result<(), SandboxError> {
-    let asked = volume.clone();
-    let opened = tokio::task::spawn_blocking(move || open_volume(&asked)).await;
-    let fd = opened
-        .unwrap_or_else(|error| Err(io::Error::other(error)))
-        .map_err(SandboxError::io("opening", &volume.path))?;
-    let descriptor = format!("volume-{}", volume.name);
-    vm.send(vec![(descriptor.clone(), fd)]).await?;
-    Ok(vm
-        .add_volume(&volume.name, &descriptor, volume.read_only)
-        .await?)
+    async fn add(&self, vm: &Arc<Vm>, volume: &Volume) -> Result<(), SandboxError> {
+        let asked = volume.clone();
+        let opened = tokio::task::spawn_blocking(move || open_volume(&asked)).await;
+        let fd = opened
+            .unwrap_or_else(|error| Err(io::Error::other(error)))
+            .map_err(SandboxError::io("opening", &volume.path))?;
+        // Before the guest can look, so that no change falls between.
+        self.follow(vm, volume, false, &fd);
+        let descriptor = format!("volume-{}", volume.name);
+        vm.send(vec![(descriptor.clone(), fd)]).await?;
+        Ok(vm
+            .add_volume(&volume.name, &descriptor, volume.read_only)
+            .await?)
+    }
+
+    /// Tells the guest of changes, unless it makes them itself.
+    fn follow(&self, vm: &Arc<Vm>, volume: &Volume, written: bool, fd: &OwnedFd) {
+        if written || !volume.read_only {
+            self.changes.forget(&self.sandbox, &volume.name);
+            return;
+        }
+        let watched = self
+            .changes
+            .watch(fd.as_fd(), &self.sandbox, &volume.name, vm);
+        if let Err(error) = watched {
+            let (sandbox_id, path) = (&self.sandbox, volume.path.display());
+            tracing::warn!(%sandbox_id, %path, %error, "changes of a volume raise no event in the guest");
+        }
+    }
 }
 
 /// Opens a volume. What is to be private is a copy of the tree of mounts, attached nowhere: it shows

@@ -10,8 +10,8 @@ use std::time::Duration;
 use isopod_proto::agent::{
     ContainerState, CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest,
     DeleteProcessRequest, ExecProcessRequest, HelloRequest, ListContainersRequest, PowerOffRequest,
-    SetProcessorsRequest, SetUpSandboxRequest, SignalProcessRequest, StartContainerRequest,
-    StreamOpen, UpdateContainerRequest, WaitProcessRequest,
+    ReplayChangesRequest, SetProcessorsRequest, SetUpSandboxRequest, SignalProcessRequest,
+    StartContainerRequest, StreamOpen, UpdateContainerRequest, WaitProcessRequest,
 };
 use isopod_proto::agent_ttrpc::AgentClient;
 use isopod_proto::{AGENT_PORT, AGENT_PROTOCOL_VERSION, STREAM_PORT};
@@ -269,6 +269,18 @@ impl Agent {
         let answer = client.set_processors(Context::default(), &request);
         self.link
             .call("SetProcessors", Some(LIMIT), answer)
+            .await
+            .map(drop)
+    }
+
+    pub(super) async fn replay_changes(
+        &self,
+        request: &ReplayChangesRequest,
+    ) -> Result<(), VmError> {
+        let client = self.client().await?;
+        let answer = client.replay_changes(Context::default(), request);
+        self.link
+            .call("ReplayChanges", Some(LIMIT), answer)
             .await
             .map(drop)
     }

@@ -36,8 +36,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isopod_proto::agent::{
-    CreateContainerRequest, CreateContainerResponse, ExecProcessRequest, SetUpSandboxRequest,
-    StreamOpen, StreamRole, UpdateContainerRequest,
+    CreateContainerRequest, CreateContainerResponse, ExecProcessRequest, ReplayChangesRequest,
+    SetUpSandboxRequest, StreamOpen, StreamRole, UpdateContainerRequest,
 };
 use isopod_proto::vmm::{Disk, StartRequest, StatusResponse};
 use tokio::sync::watch;
@@ -421,6 +421,18 @@ impl Vm {
     /// When the agent does not answer.
     pub(crate) async fn set_processors(&self, count: u32) -> Result<(), VmError> {
         self.agent.set_processors(count).await
+    }
+
+    /// Lets those in the guest who watch a volume know what has changed in it.
+    ///
+    /// # Errors
+    ///
+    /// When the agent does not answer.
+    pub(crate) async fn replay_changes(
+        &self,
+        request: &ReplayChangesRequest,
+    ) -> Result<(), VmError> {
+        self.agent.replay_changes(request).await
     }
 
     /// Kills what still runs of a container and removes it from the guest. Idempotent.

@@ -11,7 +11,9 @@ use isopod_proto::cri::{
     MountPropagation,
 };
 use isopod_tests::log::{Stream, texts};
-use isopod_tests::node::{self, Node, Options, assert_refused, image, pod_config, shell};
+use isopod_tests::node::{
+    self, Node, Options, assert_refused, container_config, image, pod_config, shell,
+};
 use isopod_tests::process::Process;
 use tonic::Code;
 
@@ -131,6 +133,63 @@ fn a_config_map_that_is_swapped_is_seen_at_once() -> Result<()> {
             text(node, &id, "ls -d /config/..v*")?,
             "/config/..v2\n/config/..v3"
         );
+        Ok(())
+    })
+}
+
+/// Prints what inotify(7) tells of the paths that it is given: path, mask in hexadecimal, name.
+/// MODIFY is 2, CLOSE_WRITE 8, MOVED_TO 80, CREATE 100, DELETE 200.
+const WATCH: &str = r#"$| = 1; $fd = syscall 294, 0; open I, "<&=", $fd or die;
+    for (@ARGV) { my $path = $_; $path{syscall 254, $fd, $path, 0x3ce} = $path } print "watching\n";
+    while (sysread I, $events, 65536) { while (length $events) {
+        ($watch, $mask, $cookie, $length) = unpack 'lLLL', $events;
+        $name = unpack 'Z*', substr $events, 16, $length; substr($events, 0, 16 + $length) = '';
+        printf "%s %x %s\n", $path{$watch}, $mask, $name } }"#;
+
+#[test]
+fn changes_on_the_host_raise_inotify_events_in_the_guest() -> Result<()> {
+    node::run(Options::kvm(), |node| {
+        let folder = host_folder(node, "watched")?;
+        write_config_map(&folder, "v1")?;
+        fs::write(folder.join("plain"), "1")?;
+        let file = node.folder().join("volumes/one-file");
+        fs::write(&file, "1")?;
+        let pod = node.busybox_pod("watched")?;
+        node.cri().pull(&image("perl"))?;
+        let mut config = container_config("main", "perl", &["/usr/bin/perl", "-e", WATCH]);
+        config.args = vec!["/config".into(), "/file".into()];
+        let mounts = vec![
+            read_only(mount(&folder, "/config")),
+            read_only(mount(&file, "/file")),
+        ];
+        let id = node.start(&pod, mounting(config, mounts))?;
+        node.wait_logged(&id, "watching")?;
+        let seen = |event: &str| node.wait_logged(&id, &format!(" F {event}"));
+        write_config_map(&folder, "v2")?;
+        seen("/config 80 ..data\n")?;
+        seen("/config 100 ..v2\n")?;
+        assert_eq!(text(node, &id, "cat /config/setting")?, "v2");
+        fs::write(folder.join("plain"), "22")?;
+        seen("/config 2 plain\n")?;
+        seen("/config 8 plain\n")?;
+        fs::remove_dir_all(folder.join("..v1"))?;
+        seen("/config 200 ..v1\n")?;
+        fs::write(&file, "22")?;
+        seen("/file 2 \n")?;
+        // Another daemon goes on.
+        node.kill_daemon();
+        node.start_daemon()?;
+        write_config_map(&folder, "v3")?;
+        seen("/config 100 ..v3\n")?;
+        // Nothing of this is the guest's doing, and all of it is what the host has.
+        let names = "ls -A /config | sort | tr '\\n' ' '; cat /config/setting /config/plain";
+        assert_eq!(
+            text(node, &id, names)?,
+            "..data ..v2 ..v3 plain setting v322"
+        );
+        assert_eq!(fs::read(folder.join("plain"))?, b"22");
+        let refused = node.exec_any(&id, "touch /config/..data")?;
+        assert_ne!(refused.exit_code, 0);
         Ok(())
     })
 }

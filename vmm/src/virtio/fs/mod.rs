@@ -11,6 +11,7 @@
 //!                                                 ├─ attributes.rs  what files are
 //!                                                 └─ xattr.rs       extended attributes
 //!           nodes.rs: what the guest knows        handles.rs: what it has open
+//!           replay.rs: changes of the host, seen by the guest's watches
 //!           wire.rs: the protocol                 credentials.rs: whose files are made
 //! ```
 //!
@@ -28,6 +29,7 @@ mod files;
 mod handles;
 mod names;
 mod nodes;
+mod replay;
 mod request;
 mod server;
 #[cfg(test)]

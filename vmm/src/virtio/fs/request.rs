@@ -29,6 +29,8 @@ pub(super) struct Header {
     pub(super) nodeid: u64,
     pub(super) uid: u32,
     pub(super) gid: u32,
+    /// The thread that asks, as the guest counts them; 0 for the kernel itself.
+    pub(super) thread: u32,
 }
 
 /// A request, its data still in guest memory.
@@ -79,6 +81,7 @@ impl<'m> Request<'m> {
             nodeid: u64_at(16),
             uid: u32_at(24),
             gid: u32_at(28),
+            thread: u32_at(32),
         };
         let replies = !matches!(
             header.opcode,

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::handles::Handles;
 use super::nodes::{Node, Nodes, VolumeError};
+use super::replay::Replayer;
 use super::request::{Header, Reply, Request};
 use super::wire::{self, Arguments, Bytes, init, opcode};
 
@@ -33,6 +34,7 @@ const FEATURES: u32 = init::ASYNC_READ
 pub(crate) struct Server {
     nodes: Mutex<Nodes>,
     handles: Mutex<Handles>,
+    replayer: Mutex<Option<Replayer>>,
     /// This process's descriptors: the way from one that only names a file to one that reads it.
     own_fds: OwnedFd,
 }
@@ -51,6 +53,7 @@ impl Server {
         Ok(Self {
             nodes: Mutex::default(),
             handles: Mutex::default(),
+            replayer: Mutex::default(),
             own_fds: File::open("/proc/self/fd")?.into(),
         })
     }
@@ -89,8 +92,13 @@ impl Server {
         lock(&self.handles)
     }
 
+    pub(super) fn replayer(&self) -> MutexGuard<'_, Option<Replayer>> {
+        lock(&self.replayer)
+    }
+
     /// The driver starts anew, or is gone.
     pub(super) fn forget_all(&self) {
+        self.replayer().take();
         self.handles().clear();
         self.nodes().forget_all();
     }
@@ -101,6 +109,9 @@ impl Server {
         let mut args = Arguments::new(&arguments);
         let header = request.header;
         let node = header.nodeid;
+        if let Some(answer) = self.replay(header, &mut args) {
+            return answer;
+        }
         match header.opcode {
             opcode::INIT => self.init(&mut args),
             opcode::FORGET => self.forget(node, &mut args),
@@ -127,6 +138,7 @@ impl Server {
             opcode::READLINK => self.readlink(node),
             opcode::GETXATTR => self.getxattr(node, &mut args),
             opcode::LISTXATTR => self.listxattr(node, &mut args),
+            opcode::SETXATTR if node == wire::ROOT_ID => self.become_replayer(header, &mut args),
             opcode::SETXATTR => self.setxattr(node, &mut args),
             opcode::REMOVEXATTR => self.removexattr(node, &mut args),
             _ => self.serve_names(header, &mut args),

@@ -28,6 +28,7 @@ struct Guest {
     server: Arc<Server>,
     dir: TempDir,
     uid: u32,
+    thread: u32,
 }
 
 fn open_path(path: &Path) -> OwnedFd {
@@ -66,6 +67,7 @@ impl Guest {
             server,
             dir,
             uid: 0,
+            thread: 7,
         }
     }
 
@@ -89,7 +91,8 @@ impl Guest {
             .u64(node)
             .u32(self.uid)
             .u32(self.uid)
-            .u64(0)
+            .u32(self.thread)
+            .u32(0)
             .raw(arguments)
             .0;
         let mut answer = vec![0; 16 + room];
@@ -841,4 +844,59 @@ proptest! {
         driver.requests.settle(&driver.interrupts);
         prop_assert_eq!(driver.fs.deactivate().len(), 2);
     }
+}
+
+#[test]
+fn a_thread_that_replays_changes_nothing_and_sees_what_it_must() {
+    let mut guest = Guest::with(false);
+    fs::write(guest.path("there"), "content").unwrap();
+    let volume = guest.volume();
+    let become_replayer = |guest: &Guest, node: u64, absent: &[u8]| {
+        let arguments = args().u32(u32::try_from(absent.len()).unwrap()).u32(0);
+        let name = string(isopod_proto::REPLAY_XATTR);
+        guest.call(opcode::SETXATTR, node, arguments.raw(&name).raw(absent))
+    };
+    let unlink =
+        |guest: &Guest, name: &str| guest.call(opcode::UNLINK, volume, args().raw(&string(name)));
+    assert_eq!(unlink(&guest, "there").unwrap_err(), Errno::ROFS);
+    // Only through the root, which no container has.
+    become_replayer(&guest, volume, b"").unwrap_err();
+    become_replayer(&guest, ROOT, &[b'x'; 2000]).unwrap_err();
+    assert_eq!(unlink(&guest, "there").unwrap_err(), Errno::ROFS);
+
+    become_replayer(&guest, ROOT, b"there\0").unwrap();
+    assert_eq!(guest.lookup(volume, "there").unwrap_err(), Errno::NOENT);
+    let gone = u64_at(&guest.lookup(volume, "gone").unwrap(), 0);
+    assert_ne!(gone, 0);
+    let attributes = guest
+        .call(opcode::GETATTR, gone, args().u64(0).u64(0))
+        .unwrap();
+    assert_eq!(u32_at(&attributes, 16 + ATTR_MODE), 0o100_000);
+    let mknod = args().u32(0o100_644).u64(0).u32(0).raw(&string("there"));
+    assert_eq!(
+        u64_at(&guest.call(opcode::MKNOD, volume, mknod).unwrap(), 0),
+        gone
+    );
+    let rename = args()
+        .u64(volume)
+        .raw(&string("gone"))
+        .raw(&string("there"));
+    guest.call(opcode::RENAME, volume, rename).unwrap();
+    unlink(&guest, "gone").unwrap();
+
+    become_replayer(&guest, ROOT, b"").unwrap();
+    let there = u64_at(&guest.lookup(volume, "there").unwrap(), 0);
+    unlink(&guest, "there").unwrap();
+    let size = args().u32(valid::SIZE).u32(0).u64(0).u64(1).raw(&[0; 64]);
+    let told = guest.call(opcode::SETATTR, there, size).unwrap();
+    assert_eq!(u64_at(&told, 16 + ATTR_SIZE), 7, "what is on the host");
+    let handle = guest.open(there, libc::O_WRONLY | libc::O_TRUNC).unwrap();
+    assert_eq!(guest.write(handle, 0, b"other").unwrap_err(), Errno::BADF);
+    assert_eq!(fs::read(guest.path("there")).unwrap(), b"content");
+
+    // Everybody else sees what is there.
+    guest.thread = 8;
+    become_replayer(&guest, volume, b"").unwrap_err();
+    assert_eq!(guest.lookup(volume, "gone").unwrap_err(), Errno::NOENT);
+    assert_eq!(unlink(&guest, "there").unwrap_err(), Errno::ROFS);
 }

@@ -44,6 +44,7 @@ pub(super) mod opcode {
     pub(crate) const GETXATTR: u32 = 22;
     pub(crate) const LISTXATTR: u32 = 23;
     pub(crate) const REMOVEXATTR: u32 = 24;
+    pub(crate) const FLUSH: u32 = 25;
     pub(crate) const INIT: u32 = 26;
     pub(crate) const OPENDIR: u32 = 27;
     pub(crate) const READDIR: u32 = 28;
@@ -94,7 +95,7 @@ pub(super) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 pub(super) const FSYNC_FDATASYNC: u32 = 1 << 0;
 
 /// Takes numbers and names off the front of a request's arguments.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Arguments<'a> {
     left: &'a [u8],
 }

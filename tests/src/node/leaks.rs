@@ -221,7 +221,7 @@ fn loop_devices() -> Vec<PathBuf> {
         .collect()
 }
 
-fn cgroups(folder: &Path) -> Vec<PathBuf> {
+pub(super) fn cgroups(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for path in entries(folder)
         .into_iter()
@@ -245,7 +245,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn entries(folder: impl AsRef<Path>) -> Vec<PathBuf> {
+pub(super) fn entries(folder: impl AsRef<Path>) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else {
         return Vec::new();
     };

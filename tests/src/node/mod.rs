@@ -16,6 +16,7 @@ mod daemon;
 mod leaks;
 mod options;
 mod pod;
+mod reboot;
 mod vmm;
 
 use std::collections::BTreeSet;

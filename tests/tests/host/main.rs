@@ -2,6 +2,7 @@
 
 mod commands;
 mod daemon;
+mod deploy;
 mod image_faults;
 mod images;
 mod kills;

@@ -147,6 +147,11 @@ const PACKAGES: &[(&str, &[Need], &str)] = &[
         &[Need::Registry, Need::TestImages],
         "makes OCI images from folders",
     ),
+    (
+        "systemd",
+        &[Need::TestImages],
+        "systemd-analyze, which checks the unit in deploy/",
+    ),
     ("containerd", &[Need::Bench], "the peer in what pulls cost"),
     (
         "nginx-light",

@@ -47,7 +47,7 @@ fn cri_tool(name: &str, what: &str) -> Result<PathBuf> {
         .input("version", CRI_TOOLS_VERSION)
         .name();
     project::cache().get_or_make(name, &key, |draft| {
-        check_go()?;
+        check()?;
         step(&format!("Building {name}, once ({what})"), || {
             build(name, draft)
         })
@@ -85,9 +85,10 @@ fn build(name: &str, folder: &Path) -> Result<()> {
     stdout(&mut build).map(drop)
 }
 
-fn check_go() -> Result<()> {
+/// Whether there is a Go that can build them.
+pub(super) fn check() -> Result<()> {
     let version = stdout(Command::new("go").args(["env", "GOVERSION"])).context(
-        "the tests need Go 1.21 or newer to build cri-tools: install it (https://go.dev/dl) and put it in PATH",
+        "the tests need Go 1.21 or newer to build Go programs: install it (https://go.dev/dl) and put it in PATH",
     )?;
     let minor = version
         .trim()
@@ -96,7 +97,7 @@ fn check_go() -> Result<()> {
     match minor {
         Some(minor) if minor < GO_MINOR_MIN => {
             bail!(
-                "the tests need Go 1.21 or newer to build cri-tools; this is {}",
+                "the tests need Go 1.21 or newer to build Go programs; this is {}",
                 version.trim()
             )
         }
@@ -104,7 +105,8 @@ fn check_go() -> Result<()> {
     }
 }
 
-fn stdout(command: &mut Command) -> Result<String> {
+/// Runs Go to the end; its standard output.
+pub(super) fn stdout(command: &mut Command) -> Result<String> {
     let output = command.output().context("running go")?;
     ensure!(
         output.status.success(),

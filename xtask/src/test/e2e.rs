@@ -49,7 +49,8 @@ fn natively(binary: &Path, parts: &Parts, filter: &[String]) -> Result<Count> {
     Ok(count)
 }
 
-fn in_microvms(binary: &Path, parts: &Parts, filter: &[String]) -> Result<Count> {
+/// Runs the tests of a binary that match the filter, where KVM is.
+pub(super) fn in_microvms(binary: &Path, parts: &Parts, filter: &[String]) -> Result<Count> {
     let names = names(binary, filter)?;
     let counts = hosts::deal(&names, |share| share_to_its_end(binary, parts, share))?;
     let mut sum = Count::default();
@@ -140,7 +141,7 @@ struct Target {
 }
 
 /// Builds one of the test binaries, and returns its path.
-fn test_binary(name: &str) -> Result<PathBuf> {
+pub(super) fn test_binary(name: &str) -> Result<PathBuf> {
     step(&format!("Building the tests ({name})"), || {
         let mut cargo = build::cargo();
         cargo.args([

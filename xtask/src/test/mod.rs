@@ -1,8 +1,9 @@
-//! `cargo xtask test [unit|e2e|critest]`: sets up what the tests need, and runs them.
+//! `cargo xtask test [unit|e2e|critest|kubelet]`: sets up what the tests need, and runs them.
 //!
 //! - [`unit`]: formatting, clippy, unit tests. Needs no KVM.
 //! - [`e2e`]: the daemon with real images and crictl; containers in microVMs, where KVM is.
 //! - [`critest`]: Kubernetes' conformance tests for CRI servers; not run by default.
+//! - [`kubelet`]: a real kubelet on Isopod; not run by default.
 //! - [`hosts`]: where KVM is, and how tests are dealt out there.
 //! - [`count`]: what the test binaries print, summed up in the last line.
 
@@ -10,6 +11,7 @@ mod count;
 mod critest;
 mod e2e;
 mod hosts;
+mod kubelet;
 mod unit;
 
 use std::process::ExitCode;
@@ -40,6 +42,8 @@ enum Suite {
     E2e,
     /// critest
     Critest,
+    /// A real kubelet
+    Kubelet,
 }
 
 /// Runs the tests; the last line counts them.
@@ -53,6 +57,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     if arguments.suite == Some(Suite::Critest) {
         count += critest::run(&arguments.filter)?;
+    }
+    if arguments.suite == Some(Suite::Kubelet) {
+        count += kubelet::run(&arguments.filter)?;
     }
     println!("{count}");
     Ok(if count.failed == 0 {

@@ -1,0 +1,5 @@
+//! A real kubelet, standalone, whose pods run in microVMs. Needs KVM.
+
+mod life;
+mod node;
+mod restarts;

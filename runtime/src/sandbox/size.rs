@@ -29,6 +29,10 @@ pub(crate) struct GuestSize {
 impl GuestSize {
     /// What the configuration says, and more when the pod's limits ask for more.
     ///
+    /// A pod with a memory limit and an overhead has a cgroup with room for both and no more. Its guest
+    /// is made to fit: memory that a guest has touched is the host's to find, whether or not the guest
+    /// still uses it, and a guest that is larger would get its VMM killed in time.
+    ///
     /// # Errors
     ///
     /// [`FieldError`] for limits that no guest can have.
@@ -55,8 +59,8 @@ impl GuestSize {
             return wrong("hugepage_limits", reason);
         }
         let overhead = linux.overhead.as_ref();
-        let overhead = overhead.map_or(0, |overhead| overhead.memory_limit_in_bytes);
-        let overhead = mebibytes(overhead)
+        let told = overhead.map_or(0, |overhead| mebibytes(overhead.memory_limit_in_bytes));
+        let overhead = told
             .saturating_sub(VMM_OVERHEAD_MIB)
             .max(GUEST_OVERHEAD_MIB);
         let memory_mib = match mebibytes(limits.memory_limit_in_bytes) {
@@ -73,7 +77,11 @@ impl GuestSize {
             return wrong("cpu_quota", reason);
         }
         size.max_vcpus = size.max_vcpus.max(vcpus);
-        size.memory_mib = size.memory_mib.max(memory_mib);
+        size.memory_mib = match (memory_mib, told) {
+            (0, _) => size.memory_mib,
+            (memory_mib, 0) => size.memory_mib.max(memory_mib),
+            (memory_mib, _) => memory_mib,
+        };
         Ok(size)
     }
 }
@@ -141,6 +149,13 @@ mod tests {
         assert_eq!(sized(350_000, 1 << 30, 0).unwrap(), size(4, 1024 + 64));
         let overhead = 130 << 20;
         assert_eq!(sized(0, 1 << 30, overhead).unwrap(), size(2, 1024 + 114));
+    }
+
+    #[test]
+    fn limits_with_an_overhead_make_a_guest_that_both_have_room_for() {
+        let (limit, overhead) = (96 << 20, 80 << 20);
+        assert_eq!(sized(0, limit, overhead).unwrap(), size(2, 96 + 80 - 16));
+        assert_eq!(sized(0, limit, 0).unwrap(), size(2, 256));
     }
 
     #[test]

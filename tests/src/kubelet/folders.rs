@@ -104,3 +104,25 @@ fn remove(cgroup: &Path) {
     // One that is still in use is tried again.
     let _ = fs::remove_dir(cgroup);
 }
+
+/// A pod's cgroup on the host.
+#[must_use]
+pub fn cgroup(uid: &str) -> Option<PathBuf> {
+    find(Path::new("/sys/fs/cgroup"), &format!("pod{uid}"))
+}
+
+/// A cgroup below `folder` whose name ends so; the drivers put different things before it.
+fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut folders = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir());
+    folders.find_map(|path| {
+        let systemd = format!("-{}.slice", name.replace('-', "_"));
+        let own = path.file_name()?.to_str()?;
+        if own == name || own.ends_with(&systemd) {
+            return Some(path);
+        }
+        find(&path, name)
+    })
+}

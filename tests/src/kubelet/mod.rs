@@ -27,6 +27,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
+pub use self::folders::cgroup;
 pub use self::pods::{container, is, pod, restarts, status};
 use crate::environment;
 use crate::network::Cni;

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use isopod_tests::kubelet::{Kubelet, container, deploy, is, pod, restarts, run, status};
+use isopod_tests::kubelet::{Kubelet, cgroup, container, deploy, is, pod, restarts, run, status};
 use isopod_tests::network::isolated;
 use isopod_tests::node::Options;
 use isopod_tests::wait::wait_for;
@@ -195,8 +195,7 @@ fn limits_hold(kubelet: &Kubelet<'_>) -> Result<()> {
     assert_eq!(file("main", "cpu.max")?, "50000 100000");
     let pod = kubelet.pod("whole")?.context("no pod")?;
     let uid = pod["metadata"]["uid"].as_str().context("no uid")?;
-    let cgroup = find(Path::new("/sys/fs/cgroup"), &format!("pod{uid}"));
-    let cgroup = cgroup.with_context(|| format!("no cgroup of pod {uid}"))?;
+    let cgroup = cgroup(uid).with_context(|| format!("no cgroup of pod {uid}"))?;
     let overhead = deploy::overhead()?;
     let overhead = overhead["memory"].as_str().context("no memory")?;
     let overhead: u64 = overhead.trim_end_matches("Mi").parse()?;
@@ -211,22 +210,6 @@ fn limits_hold(kubelet: &Kubelet<'_>) -> Result<()> {
         cgroup.display()
     );
     Ok(())
-}
-
-/// A cgroup below `folder` whose name ends so; the drivers put different things before it.
-fn find(folder: &Path, name: &str) -> Option<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut folders = entries
-        .map(|entry| entry.path())
-        .filter(|path| path.is_dir());
-    folders.find_map(|path| {
-        let systemd = format!("-{}.slice", name.replace('-', "_"));
-        let own = path.file_name()?.to_str()?;
-        if own == name || own.ends_with(&systemd) {
-            return Some(path);
-        }
-        find(&path, name)
-    })
 }
 
 /// The entry of a list with this name.
@@ -334,8 +317,7 @@ fn ends_in_order(kubelet: &Kubelet<'_>, folders: &Folders) -> Result<()> {
         isopod_tests::wait::LIMIT,
         || {
             let folder = Path::new("/var/lib/kubelet/pods").join(&uid);
-            let cgroup = find(Path::new("/sys/fs/cgroup"), &format!("pod{uid}"));
-            (!folder.exists() && cgroup.is_none()).then_some(())
+            (!folder.exists() && cgroup(&uid).is_none()).then_some(())
         },
     )
 }

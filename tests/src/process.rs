@@ -73,6 +73,26 @@ impl Drop for Child {
     }
 }
 
+/// Resident memory of a process, KiB; of its heap alone if asked for.
+///
+/// # Errors
+/// It is gone, or another user's.
+pub fn resident(pid: i32, heap: bool) -> Result<i64> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let mut counts = !heap;
+    let mut sum = 0;
+    for line in maps.lines() {
+        let first = line.split_whitespace().next().unwrap_or_default();
+        if heap && !first.ends_with(':') {
+            counts = line.ends_with("[heap]");
+        } else if counts && first == "Rss:" {
+            let number = line.split_whitespace().nth(1).context("Rss")?;
+            sum += number.parse::<i64>()?;
+        }
+    }
+    Ok(sum)
+}
+
 /// A process as `/proc` shows it. Every field is empty once it is gone.
 #[derive(Debug, Clone)]
 pub struct Process {

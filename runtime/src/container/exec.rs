@@ -113,6 +113,18 @@ impl ExecProcess {
         Ok(code)
     }
 
+    /// Kills the process and all that it has started, waits until the process itself is gone, and
+    /// forgets it.
+    ///
+    /// # Errors
+    ///
+    /// When the machine ends first, or its agent cannot be reached.
+    pub(crate) async fn kill(mut self) -> Result<(), ContainerError> {
+        self.waited = true;
+        let ended = end(&self.vm, &self.container_id, &self.id).await;
+        Ok(ended?)
+    }
+
     /// A refusal leaves nothing to kill; after anything else the process may be there.
     fn never_started(mut self, error: VmError) -> ContainerError {
         self.waited = matches!(error, VmError::Refused { .. } | VmError::Ended(_));
@@ -132,17 +144,23 @@ impl Drop for ExecProcess {
         let vm = Arc::clone(&self.vm);
         let (container_id, id) = (self.container_id.clone(), self.id.clone());
         runtime.spawn(async move {
-            let ended = async {
-                vm.signal(&container_id, Some(&id), Signal::KILL.number(), true)
-                    .await?;
-                vm.wait(&container_id, Some(&id)).await?;
-                vm.delete_process(&container_id, &id).await
-            };
-            if let Err(error) = ended.await
-                && !error.is_not_found()
-            {
+            if let Err(error) = end(&vm, &container_id, &id).await {
                 tracing::debug!(%container_id, error = %error, "could not end an abandoned exec");
             }
         });
+    }
+}
+
+/// Kills a process and all that it has started; one that is not there has ended.
+async fn end(vm: &Vm, container_id: &ContainerId, id: &ExecId) -> Result<(), VmError> {
+    let ended = async {
+        vm.signal(container_id, Some(id), Signal::KILL.number(), true)
+            .await?;
+        vm.wait(container_id, Some(id)).await?;
+        vm.delete_process(container_id, id).await
+    };
+    match ended.await {
+        Err(error) if error.is_not_found() => Ok(()),
+        ended => ended,
     }
 }

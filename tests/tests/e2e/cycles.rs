@@ -11,7 +11,7 @@ use isopod_proto::cri::{
     LinuxSandboxSecurityContext, Mount,
 };
 use isopod_tests::node::{self, Node, Options, image, shell};
-use isopod_tests::process::Process;
+use isopod_tests::process::{Process, resident};
 
 /// How many containers, unless this variable says another number.
 const CYCLES: u32 = 100;
@@ -33,22 +33,6 @@ const SLACK: &[(&str, i64)] = &[
 
 fn number(text: &str) -> Result<i64> {
     text.trim().parse().with_context(|| format!("{text:?}"))
-}
-
-/// Resident memory of a process, KiB; of its heap alone if asked for.
-fn resident(pid: i32, heap: bool) -> Result<i64> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
-    let mut counts = !heap;
-    let mut sum = 0;
-    for line in maps.lines() {
-        let first = line.split_whitespace().next().unwrap_or_default();
-        if heap && !first.ends_with(':') {
-            counts = line.ends_with("[heap]");
-        } else if counts && first == "Rss:" {
-            sum += number(line.split_whitespace().nth(1).context("Rss")?)?;
-        }
-    }
-    Ok(sum)
 }
 
 /// Everything that could be left behind, counted.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use isopod_tests::node::{self, Node, Options, shell};
-use isopod_tests::process::Child;
+use isopod_tests::process::{Child, resident};
 use isopod_tests::streams::forward::{Forward, exchange};
 use isopod_tests::streams::terminal::Terminal;
 use isopod_tests::streams::{TRANSPORTS, exec, feed, text};
@@ -132,6 +132,51 @@ fn slow_reader_loses_nothing_and_one_that_leaves_takes_its_command_with_it() -> 
 }
 
 #[test]
+fn much_output_comes_whole_and_makes_nobody_larger() -> Result<()> {
+    const BYTES: usize = 128 << 20;
+    /// More than any buffer on the way, a fraction of what comes. KiB.
+    const SLACK: i64 = 8 * 1024;
+    node::run(Options::kvm(), |node| {
+        let pod = node.busybox_pod("output")?;
+        let id = node.start(&pod, shell("main", "exec sleep 100000"))?;
+        let (daemon, vmm) = (node.daemon_pid()?, node.vmm(&pod)?.pid);
+        let look = || anyhow::Ok([resident(daemon, false)?, resident(vmm, true)?]);
+        // What is loaded once is there.
+        node.exec(&id, "head -c 16777216 /dev/zero | wc -c")?;
+        let before = look()?;
+        let command = ["head", "-c", &BYTES.to_string(), "/dev/zero"];
+        let mut child = exec(node, "spdy", &[], &id, &command)?
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut stdout = child.stdout.take().context("it is piped")?;
+        let (mut came, mut most) = (0, before);
+        let mut piece = vec![0; 1 << 20];
+        loop {
+            let mark = came >> 24;
+            let count = stdout.read(&mut piece)?;
+            if count == 0 {
+                break;
+            }
+            ensure!(
+                piece[..count].iter().all(|byte| *byte == 0),
+                "after {came} bytes"
+            );
+            came += count;
+            if came >> 24 != mark {
+                let now = look()?;
+                most = [most[0].max(now[0]), most[1].max(now[1])];
+            }
+        }
+        assert!(child.wait()?.success());
+        assert_eq!(came, BYTES);
+        for (before, most) in before.into_iter().zip(most) {
+            ensure!(most - before < SLACK, "{before} KiB became {most} KiB");
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn exec_that_takes_too_long_is_killed_with_all_that_it_started_and_nothing_else() -> Result<()> {
     on_container(|node, _pod, id| {
         // A grandchild that has left its session, and one that ignores being asked.
@@ -142,6 +187,10 @@ fn exec_that_takes_too_long_is_killed_with_all_that_it_started_and_nothing_else(
         assert!(begun.elapsed() >= Duration::from_secs(3));
         wait_running(node, id, "sleep 4444", false)?;
         wait_running(node, id, "sleep 5555", false)?;
+        // The command itself is gone when the caller is told.
+        let error = node.cri().exec(id, &["sleep", "6666"], 1).unwrap_err();
+        assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+        assert!(!runs(node, id, "sleep 6666")?);
         assert!(runs(node, id, "sleep 100000")?, "the container goes on");
         Ok(())
     })

@@ -1,8 +1,9 @@
 //! The system call filter of a container.
 //!
-//! On by default: a container that names no profile gets the default one, and only one that asks
-//! for `Unconfined`, or is privileged, gets none. A local profile is a file on the node, in the OCI
-//! runtime-spec's form; its contents travel to the guest in the spec.
+//! The contract with the kubelet: a container that asks for `RuntimeDefault` or a local profile has it
+//! enforced in the guest; one that names no profile is unconfined, as one that is privileged. What
+//! pods without a profile get is the kubelet's `seccompDefault`. A local profile is a file on the node,
+//! in the OCI runtime-spec's form; its contents travel to the guest in the spec.
 
 mod default;
 
@@ -30,7 +31,7 @@ pub(super) fn filter(
         return Ok(None);
     }
     let Some(profile) = &security.seccomp else {
-        return default_unless_unconfined(security);
+        return of_the_old_field(security);
     };
     match profile.profile_type() {
         ProfileType::RuntimeDefault => {
@@ -45,10 +46,11 @@ pub(super) fn filter(
     deprecated,
     reason = "the old field must not be ignored when the new one is missing"
 )]
-fn default_unless_unconfined(
+fn of_the_old_field(
     security: &cri::LinuxContainerSecurityContext,
 ) -> Result<Option<Value>, FieldError> {
-    if security.seccomp_profile_path == "unconfined" {
+    // Other values were refused before.
+    if security.seccomp_profile_path != "runtime/default" {
         return Ok(None);
     }
     Ok(Some(default::profile(&capabilities::granted(security)?)))
@@ -91,14 +93,21 @@ mod tests {
     }
 
     #[test]
-    fn no_profile_means_the_default_one() {
-        let none = cri::LinuxContainerSecurityContext::default();
-        let default = filter(&none).unwrap().unwrap();
-        assert_eq!(default["defaultAction"], "SCMP_ACT_ERRNO");
-        assert_eq!(
-            filter(&with(ProfileType::RuntimeDefault, "")).unwrap(),
-            Some(default)
-        );
+    #[expect(deprecated, reason = "the old field is still honoured")]
+    fn default_profile_is_for_those_who_ask_for_it() {
+        let asked = filter(&with(ProfileType::RuntimeDefault, ""))
+            .unwrap()
+            .unwrap();
+        assert_eq!(asked["defaultAction"], "SCMP_ACT_ERRNO");
+        let old = |path: &str| {
+            filter(&cri::LinuxContainerSecurityContext {
+                seccomp_profile_path: path.into(),
+                ..Default::default()
+            })
+        };
+        assert_eq!(old("runtime/default").unwrap(), Some(asked));
+        assert_eq!(old("unconfined").unwrap(), None);
+        assert_eq!(old("").unwrap(), None);
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub(crate) mod pci;
 mod queue_worker;
 pub(crate) mod rng;
 mod segments;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod testing;
 mod used;
 pub(crate) mod vsock;

@@ -1,4 +1,5 @@
-//! The driver's side of a device, for unit tests.
+//! The driver's side of a device, for unit tests and fuzz targets.
+#![allow(clippy::unwrap_used, reason = "as in tests")]
 
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex};

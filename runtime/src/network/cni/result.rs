@@ -127,6 +127,34 @@ fn address(text: &str) -> Result<IpAddr, ResultError> {
     parse().ok_or_else(|| ResultError::Address(text.chars().take(64).collect()))
 }
 
+/// What a target in `fuzz/` calls, and a bounded test with every run.
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(
+    not(fuzzing),
+    expect(
+        unreachable_pub,
+        reason = "the fuzz crate compiles this file as its own"
+    )
+)]
+pub mod fuzz {
+    use std::net::IpAddr;
+
+    use super::{CniResult, ENTRIES_MAX};
+
+    /// Reads `data` as what plugins have printed. What is taken has no more than a network has, with
+    /// IPv4 first.
+    pub fn result(data: &[u8]) {
+        let Ok(value) = serde_json::from_slice(data) else {
+            return;
+        };
+        if let Ok(result) = CniResult::parse(&value, "eth0") {
+            assert!(result.ips.len() <= ENTRIES_MAX);
+            assert!(result.ips.is_sorted_by_key(IpAddr::is_ipv6));
+            assert!(result.dns.nameservers.len() <= ENTRIES_MAX);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -188,9 +216,20 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_survived(text in r#"[\[\]{}",:0-9a-z./ ]{0,200}"#) {
-            if let Ok(value) = serde_json::from_str::<Value>(&text) {
-                let _result = CniResult::parse(&value, "eth0");
-            }
+            fuzz::result(text.as_bytes());
+        }
+
+        #[test]
+        fn any_addresses_are_read_or_refused(
+            addresses in proptest::collection::vec("[0-9a-f.:]{1,12}/[0-9]{1,3}", 0..8),
+            interface in 0_usize..3,
+        ) {
+            let ips: Vec<_> = addresses
+                .iter()
+                .map(|address| json!({ "address": address, "interface": interface }))
+                .collect();
+            let interfaces = [json!({ "name": "eth0", "sandbox": "/run/netns/x" }), json!({ "name": "x" })];
+            fuzz::result(json!({ "interfaces": interfaces, "ips": ips }).to_string().as_bytes());
         }
     }
 }

@@ -18,6 +18,15 @@
 
 mod control;
 mod from_guest;
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(
+    not(fuzzing),
+    expect(
+        unreachable_pub,
+        reason = "the fuzz crate compiles these files as its own"
+    )
+)]
+pub mod fuzz;
 mod header;
 mod limiter;
 mod tap;

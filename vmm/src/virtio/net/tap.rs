@@ -26,7 +26,7 @@ const UDP_OFFLOADS: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 pub(super) struct Tap {
     fd: OwnedFd,
     /// A socket that takes the tap's place: it has packets, and no settings.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     is_socket: bool,
 }
 
@@ -40,7 +40,7 @@ impl Tap {
         set_nonblocking(&fd)?;
         let tap = Self {
             fd,
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             is_socket: false,
         };
         let len = libc::c_int::try_from(HEADER_LEN).expect("12 fits in an int");
@@ -50,7 +50,7 @@ impl Tap {
     }
 
     /// A datagram socket in the place of a tap.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn socket(fd: OwnedFd) -> io::Result<Self> {
         set_nonblocking(&fd)?;
         Ok(Self {
@@ -92,7 +92,7 @@ impl Tap {
     pub(super) fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
             fd: self.fd.try_clone()?,
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             is_socket: self.is_socket,
         })
     }
@@ -172,7 +172,7 @@ impl Tap {
     }
 
     fn set(&self, call: impl FnOnce(libc::c_int) -> nix::Result<libc::c_int>) -> io::Result<()> {
-        #[cfg(test)]
+        #[cfg(any(test, fuzzing))]
         if self.is_socket {
             return Ok(());
         }

@@ -517,6 +517,11 @@ fn ask_for_address(queues: usize) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
+    #[test]
+    fn any_script_of_a_driver_is_survived(script in prop::collection::vec(any::<u8>(), 8..200)) {
+        fuzz::descriptors(&script);
+    }
+
     /// Whatever the driver does, the interface lives and stops when told.
     #[test]
     fn any_chain_is_survived(

@@ -3,13 +3,16 @@
 mod fake;
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::Stdio;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use bytes::{BufMut as _, BytesMut};
+use isopod_spdy::headers::Headers;
+use isopod_spdy::testing::ClientEncoder;
 use isopod_tests::node::{Node, shell};
 use isopod_tests::process::{Child, Process};
 use isopod_tests::streams::forward::{Forward, echo, exchange, serve};
@@ -306,6 +309,94 @@ fn server_that_takes_nothing_does_not_stop_the_daemon() -> Result<()> {
         let echo = serve(echo)?;
         let other = Forward::start(node, transport, pod, echo)?;
         assert_eq!(exchange(other.connect()?, b"alive")?, b"alive");
+        Ok(())
+    })
+}
+
+/// A session over SPDY that nobody's client has.
+fn upgrade(url: &str, protocol: &str) -> Result<TcpStream> {
+    let (address, path) = url
+        .strip_prefix("http://")
+        .and_then(|rest| rest.split_once('/'))
+        .with_context(|| format!("not a URL: {url}"))?;
+    let mut connection = TcpStream::connect(address)?;
+    connection.set_read_timeout(Some(LIMIT))?;
+    connection.set_write_timeout(Some(Duration::from_secs(1)))?;
+    write!(
+        connection,
+        "POST /{path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
+         X-Stream-Protocol-Version: {protocol}\r\n\r\n"
+    )?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        connection.read_exact(&mut byte)?;
+        answer.extend(byte);
+    }
+    ensure!(answer.starts_with(b"HTTP/1.1 101"), "{}", text(&answer));
+    Ok(connection)
+}
+
+/// What clients send that want to do harm. What comes back is not read.
+fn attacks(port: u16) -> Vec<BytesMut> {
+    let garbage = BytesMut::from_iter((0..1 << 16).map(|at: u32| (at * 7 % 251) as u8));
+    let mut oversized = BytesMut::new();
+    // A frame of 16 MiB on a stream that is not there, of which little comes.
+    oversized.put_slice(&[0, 0, 0, 1, 0, 0xff, 0xff, 0xff, 1, 2, 3]);
+    let mut bomb = BytesMut::new();
+    ClientEncoder::new().open_raw(1, 0, &vec![0; 10 << 20], &mut bomb);
+    let mut many = BytesMut::new();
+    let mut encoder = ClientEncoder::new();
+    for number in 0..10_000 {
+        let (request, port) = (number.to_string(), port.to_string());
+        for (half, kind) in (0..).zip(["error", "data"]) {
+            let headers = [
+                ("streamtype", kind),
+                ("port", &port),
+                ("requestid", &request),
+            ];
+            encoder.open(
+                4 * number + 2 * half + 1,
+                &Headers::new(&headers),
+                &mut many,
+            );
+        }
+    }
+    let cut = many.clone().split_to(1000);
+    vec![BytesMut::new(), garbage, oversized, bomb, many, cut]
+}
+
+#[test]
+fn hostile_sessions_leave_nothing_and_move_nobody() -> Result<()> {
+    on_fake(START_TIMEOUT_MS, |node| {
+        let pod = node.busybox_pod("hostile")?;
+        let id = node.start(&pod, shell("main", "exec sleep 1000"))?;
+        let port = serve(echo)?;
+        let daemon = node.daemon_pid()?;
+        let descriptors = || anyhow::Ok(std::fs::read_dir(format!("/proc/{daemon}/fd"))?.count());
+        let (files, memory) = (descriptors()?, resident_kib(daemon)?);
+        let mut held = Vec::new();
+        for attack in attacks(port) {
+            let forward = upgrade(&node.cri().port_forward_url(&pod)?, "portforward.k8s.io")?;
+            let url = node.cri().exec_url(&id, &["sleep", "4321"])?;
+            let exec = upgrade(&url, "v4.channel.k8s.io")?;
+            for mut connection in [forward, exec] {
+                // The daemon may hang up in the middle, or stop to listen.
+                let _refused = connection.write_all(&attack);
+                held.push(connection);
+            }
+            assert_eq!(node.exec(&id, "echo alive")?, b"alive\n");
+        }
+        let forward = Forward::start(node, "spdy", &pod, port)?;
+        assert_eq!(exchange(forward.connect()?, b"alive")?, b"alive");
+        let grown = resident_kib(daemon)?.saturating_sub(memory);
+        ensure!(grown < 32 * 1024, "{grown} KiB more");
+        drop((forward, held));
+        wait_until_gone("sleep 4321")?;
+        wait_for("the sessions to end", LIMIT, || {
+            (descriptors().ok()? <= files + 2).then_some(())
+        })?;
+        assert_eq!(node.daemon_pid()?, daemon);
         Ok(())
     })
 }

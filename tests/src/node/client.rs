@@ -11,15 +11,15 @@ use isopod_proto::cri::runtime_service_client::RuntimeServiceClient;
 use isopod_proto::cri::{
     AuthConfig, Container, ContainerConfig, ContainerEventResponse, ContainerFilter,
     ContainerStats, ContainerStatsFilter, ContainerStatsRequest, ContainerStatus,
-    ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse,
+    ContainerStatusRequest, CreateContainerRequest, ExecRequest, ExecSyncRequest, ExecSyncResponse,
     GetEventsRequest, Image, ImageFsInfoRequest, ImageFsInfoResponse, ImageSpec,
     ImageStatusRequest, ListContainerStatsRequest, ListContainersRequest, ListImagesRequest,
     ListPodSandboxRequest, ListPodSandboxStatsRequest, PodSandbox, PodSandboxConfig,
     PodSandboxFilter, PodSandboxStats, PodSandboxStatsFilter, PodSandboxStatsRequest,
-    PodSandboxStatusRequest, PodSandboxStatusResponse, PullImageRequest, RemoveContainerRequest,
-    RemoveImageRequest, RemovePodSandboxRequest, ReopenContainerLogRequest, RunPodSandboxRequest,
-    StartContainerRequest, StatusRequest, StatusResponse, StopContainerRequest,
-    StopPodSandboxRequest, VersionRequest, VersionResponse,
+    PodSandboxStatusRequest, PodSandboxStatusResponse, PortForwardRequest, PullImageRequest,
+    RemoveContainerRequest, RemoveImageRequest, RemovePodSandboxRequest, ReopenContainerLogRequest,
+    RunPodSandboxRequest, StartContainerRequest, StatusRequest, StatusResponse,
+    StopContainerRequest, StopPodSandboxRequest, VersionRequest, VersionResponse,
 };
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
@@ -321,6 +321,30 @@ impl Client<'_> {
             timeout,
         };
         self.runtime(async |mut cri| cri.exec_sync(request).await)
+    }
+
+    /// `Exec` with all streams and no terminal; where to connect.
+    pub fn exec_url(&self, id: &str, command: &[&str]) -> Result<String, Status> {
+        let request = ExecRequest {
+            container_id: id.to_owned(),
+            cmd: command.iter().map(ToString::to_string).collect(),
+            stdin: true,
+            stdout: true,
+            stderr: true,
+            ..Default::default()
+        };
+        Ok(self.runtime(async |mut cri| cri.exec(request).await)?.url)
+    }
+
+    /// `PortForward`; where to connect.
+    pub fn port_forward_url(&self, pod: &str) -> Result<String, Status> {
+        let request = PortForwardRequest {
+            pod_sandbox_id: pod.to_owned(),
+            ..Default::default()
+        };
+        Ok(self
+            .runtime(async |mut cri| cri.port_forward(request).await)?
+            .url)
     }
 
     /// `ReopenContainerLog`.

@@ -4,6 +4,7 @@
 //! - [`vmm`]: our VMM, started as the daemon starts it.
 //! - [`qemu`]: its peer, QEMU's microvm, with the same kernel, initramfs and memory.
 //! - [`pods`]: what the kubelet sees: a pod, a container, its first output.
+//! - [`net`](mod@net): a guest's network interface.
 //! - [`pull`](mod@pull): what pulls cost.
 //! - [`memory`]: what a VMM takes beside its guest's RAM.
 //! - [`table`]: medians, ratios, and how they are printed.
@@ -13,6 +14,7 @@
 
 mod agent;
 mod memory;
+mod net;
 mod pods;
 mod pull;
 mod qemu;
@@ -26,6 +28,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
+pub use self::net::net;
 pub use self::pull::pull;
 use self::table::{Row, Table};
 use crate::environment;
@@ -52,21 +55,26 @@ struct Guest {
 }
 
 impl Guest {
+    /// What a pod boots from.
     fn in_memory() -> Result<Self> {
+        let from = environment::path(environment::INITRAMFS)?;
+        Self::of(&fs::read(&from).with_context(|| format!("reading {}", from.display()))?)
+    }
+
+    /// A pod's kernel with these bytes as the initramfs.
+    fn of(initramfs: &[u8]) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("guest-")
             .tempdir_in("/run")?;
-        let copy = |variable, name| -> Result<PathBuf> {
-            let to = folder.path().join(name);
-            let from = environment::path(variable)?;
-            fs::copy(&from, &to).with_context(|| format!("copying {}", from.display()))?;
-            Ok(to)
-        };
-        Ok(Self {
-            kernel: copy(environment::KERNEL, "vmlinux")?,
-            initramfs: copy(environment::INITRAMFS, "initramfs.cpio")?,
+        let guest = Self {
+            kernel: folder.path().join("vmlinux"),
+            initramfs: folder.path().join("initramfs.cpio"),
             _folder: folder,
-        })
+        };
+        let from = environment::path(environment::KERNEL)?;
+        fs::copy(&from, &guest.kernel).with_context(|| format!("copying {}", from.display()))?;
+        fs::write(&guest.initramfs, initramfs).context("writing the initramfs")?;
+        Ok(guest)
     }
 }
 

@@ -2,11 +2,13 @@
 //! virtio over MMIO, no legacy devices. Its guest's vsock is the kernel's (`vhost_vsock`), so the
 //! sign of life is the same: the agent's first answer to `Hello`, not a line on a console.
 
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use isopod_proto::AGENT_PORT;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio_vsock::{VsockAddr, VsockStream};
 use ttrpc::asynchronous::transport::Socket;
 
@@ -27,6 +29,7 @@ pub(super) async fn start(guest: &Guest) -> Result<Duration> {
         "QEMU's vsock needs the host's module vhost_vsock"
     );
     let mut command = command(guest);
+    command.args(["-device", &format!("vhost-vsock-device,guest-cid={CID}")]);
 
     let begin = Instant::now();
     let _qemu = Child::new(command.spawn().context("starting qemu-system-x86_64")?);
@@ -37,6 +40,21 @@ pub(super) async fn start(guest: &Guest) -> Result<Duration> {
 async fn connect() -> Result<Socket> {
     Ok(Socket::new(
         VsockStream::connect(VsockAddr::new(CID, AGENT_PORT)).await?,
+    ))
+}
+
+/// Starts a guest with an interface on this tap, as QEMU's own threads serve it.
+pub(super) fn with_nic(guest: &Guest, tap: &OwnedFd, mac: [u8; 6]) -> Result<Child> {
+    // QEMU inherits it under the same number.
+    fcntl(tap, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    let mut command = command(guest);
+    let netdev = format!("tap,id=net,fd={},vhost=off", tap.as_raw_fd());
+    command.args(["-netdev", &netdev]);
+    let device = format!("virtio-net-device,netdev=net,mac={mac}");
+    command.args(["-device", &device]);
+    Ok(Child::new(
+        command.spawn().context("starting qemu-system-x86_64")?,
     ))
 }
 
@@ -59,7 +77,6 @@ fn command(guest: &Guest) -> Command {
     qemu.arg("-kernel").arg(&guest.kernel);
     qemu.arg("-initrd").arg(&guest.initramfs);
     qemu.args(["-append", KERNEL_ARGS]);
-    qemu.args(["-device", &format!("vhost-vsock-device,guest-cid={CID}")]);
     qemu.stdin(Stdio::null()).stdout(Stdio::null());
     qemu
 }

@@ -3,8 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
 /// One measured thing.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
     name: &'static str,
     what: &'static str,
@@ -24,12 +27,23 @@ impl Row {
     /// Bytes, shown in MiB.
     #[must_use]
     pub fn sizes(name: &'static str, what: &'static str, values: Vec<u64>) -> Self {
-        // In KiB they fit: no VMM takes 4 TiB.
-        let kib = |bytes: u64| u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
         let values = values
             .into_iter()
             .map(|bytes| f64::from(kib(bytes)) / 1024.0);
         Self::new(name, what, "MiB", values)
+    }
+
+    /// So many bytes in each of these times, shown in MiB a second.
+    #[must_use]
+    pub fn rates(
+        name: &'static str,
+        what: &'static str,
+        bytes: u64,
+        values: Vec<Duration>,
+    ) -> Self {
+        let mib = f64::from(kib(bytes)) / 1024.0;
+        let values = values.into_iter().map(|time| mib / time.as_secs_f64());
+        Self::new(name, what, "MiB/s", values)
     }
 
     fn new(
@@ -55,13 +69,28 @@ impl Row {
     }
 }
 
+/// In KiB they fit: nothing here takes 4 TiB.
+fn kib(bytes: u64) -> u32 {
+    u32::try_from(bytes >> 10).unwrap_or(u32::MAX)
+}
+
 /// Everything that was measured in one run.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Table {
     /// In the order in which they are shown.
     pub rows: Vec<Row>,
     /// Name, the peer's name, the name of the peer's row.
     pub ratios: Vec<(&'static str, &'static str, &'static str)>,
+}
+
+impl Table {
+    /// Every value, as JSON.
+    ///
+    /// # Errors
+    /// Never: it is made of names and numbers.
+    pub fn json(&self) -> Result<String> {
+        serde_json::to_string_pretty(self).context("writing JSON")
+    }
 }
 
 impl fmt::Display for Table {
@@ -75,7 +104,7 @@ impl fmt::Display for Table {
             let end = |value: Option<&f64>| value.copied().unwrap_or(f64::NAN);
             writeln!(
                 f,
-                "{:<32} {:>10.2} {:>10.2} {:>10.2} {:<4} {}",
+                "{:<32} {:>10.2} {:>10.2} {:>10.2} {:<5} {}",
                 row.name,
                 row.median(),
                 end(row.values.first()),
@@ -142,5 +171,22 @@ mod tests {
     fn sizes_are_in_mebibytes() {
         let row = Row::sizes("m", "x", vec![3 << 19]);
         assert_eq!((row.median(), row.unit), (1.5, "MiB"));
+    }
+    #[test]
+    fn json_has_every_value() {
+        let table = Table {
+            rows: vec![times("a", &[30, 10])],
+            ratios: vec![("a", "peer", "a")],
+        };
+        let json: serde_json::Value = serde_json::from_str(&table.json().unwrap()).unwrap();
+        assert_eq!(json["rows"][0]["values"], serde_json::json!([10.0, 30.0]));
+        assert_eq!(json["ratios"][0][1], "peer");
+    }
+
+    #[test]
+    fn rates_are_in_mebibytes_a_second() {
+        let times = vec![Duration::from_millis(500), Duration::from_secs(4)];
+        let row = Row::rates("r", "x", 64 << 20, times);
+        assert_eq!((row.values, row.unit), (vec![16.0, 128.0], "MiB/s"));
     }
 }

@@ -5,7 +5,7 @@
 )]
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
@@ -16,16 +16,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use isopod_proto::AGENT_PORT;
 use isopod_proto::descriptors;
-use isopod_proto::vmm::StartRequest;
+use isopod_proto::vmm::{AddNicRequest, Nic, StartRequest};
 use isopod_proto::vmm_ttrpc::MachineClient;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind,
+    connect as connect_to, listen, recv, sendmsg, socket,
 };
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
+use ttrpc::context::Context;
 
 use super::{Guest, LIMIT, MEMORY_MIB, agent, memory};
 use crate::environment;
@@ -37,37 +40,96 @@ const FIRST: RawFd = 3;
 /// Longest answer to `CONNECT`: `OK 4294967295` and a newline.
 const ANSWER_MAX: usize = 16;
 
+/// Longest refusal of a descriptor, in bytes.
+const REFUSAL_MAX: usize = 1024;
+
+/// What the VMM knows the interface by, and its tap.
+const TAP: &str = "eth0";
+
+/// A VMM whose guest boots. Dropping it ends both.
+pub(super) struct Vmm {
+    /// When its process started.
+    began: Instant,
+    process: Child,
+    machine: MachineClient,
+    folder: TempDir,
+}
+
+impl Vmm {
+    pub(super) async fn boot(guest: &Guest) -> Result<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix("bench-")
+            .tempdir_in("/run")?;
+        let inherited = inheritance(folder.path(), guest)?;
+        let mut command = command(folder.path(), &inherited)?;
+
+        let began = Instant::now();
+        let process = Child::new(command.spawn().context("starting isopod-vmm")?);
+        let control = UnixStream::connect(folder.path().join("control.sock")).await?;
+        let vmm = Self {
+            began,
+            process,
+            machine: MachineClient::new(Client::new(Socket::new(control))),
+            folder,
+        };
+        let request = StartRequest {
+            max_vcpus: 1,
+            memory_mib: MEMORY_MIB,
+            ..StartRequest::default()
+        };
+        let started = vmm.machine.start(Context::default(), &request).await;
+        vmm.with_log(started.context("Start"))?;
+        Ok(vmm)
+    }
+
+    /// Adds an interface with one pair of queues, as the daemon does.
+    pub(super) async fn add_nic(&self, tap: &OwnedFd, mac: [u8; 6], mtu: u32) -> Result<()> {
+        let socket = packet_socket()?;
+        let path = UnixAddr::new(&self.folder.path().join("descriptors.sock"))?;
+        connect_to(socket.as_raw_fd(), &path).context("connecting to the descriptor socket")?;
+        let name = [IoSlice::new(TAP.as_bytes())];
+        let tap = [tap.as_raw_fd()];
+        let carried = [ControlMessage::ScmRights(&tap)];
+        sendmsg::<()>(socket.as_raw_fd(), &name, &carried, MsgFlags::empty(), None)?;
+        let mut refusal = [0; REFUSAL_MAX];
+        let len = recv(socket.as_raw_fd(), &mut refusal, MsgFlags::empty())?;
+        let refusal = String::from_utf8_lossy(&refusal[..len]);
+        ensure!(len == 0, "the VMM did not take the tap: {refusal}");
+        let request = AddNicRequest {
+            nic: Some(Nic {
+                name: TAP.to_owned(),
+                mac: mac.to_vec(),
+                mtu,
+                descriptors: vec![TAP.to_owned()],
+                ..Nic::default()
+            })
+            .into(),
+            ..AddNicRequest::default()
+        };
+        let added = self.machine.add_nic(Context::default(), &request).await;
+        self.with_log(added.context("AddNic"))?;
+        Ok(())
+    }
+
+    /// An error with what the VMM said.
+    pub(super) fn with_log<T>(&self, result: Result<T>) -> Result<T> {
+        result.with_context(|| {
+            std::fs::read_to_string(self.folder.path().join("vmm.log")).unwrap_or_default()
+        })
+    }
+}
+
 /// Boots a guest; the time from the start of the process to the agent's first answer, and the
 /// bytes of memory that the VMM then has beside the guest's RAM.
 pub(super) async fn start(guest: &Guest) -> Result<(Duration, u64)> {
-    let folder = tempfile::Builder::new()
-        .prefix("bench-")
-        .tempdir_in("/run")?;
-    let folder = folder.path();
-    let inherited = inheritance(folder, guest)?;
-    let mut command = command(folder, &inherited)?;
-
-    let begin = Instant::now();
-    let vmm = Child::new(command.spawn().context("starting isopod-vmm")?);
-    let control = UnixStream::connect(folder.join("control.sock")).await?;
-    let machine = MachineClient::new(Client::new(Socket::new(control)));
-    let request = StartRequest {
-        max_vcpus: 1,
-        memory_mib: MEMORY_MIB,
-        ..StartRequest::default()
-    };
-    let started = machine
-        .start(ttrpc::context::Context::default(), &request)
-        .await;
-    started.with_context(|| log(folder)).context("Start")?;
-    let vsock = folder.join("vsock.sock");
+    let vmm = Vmm::boot(guest).await?;
+    let vsock = vmm.folder.path().join("vsock.sock");
     let answered = agent::answered(LIMIT, || connect(&vsock)).await;
-    let took = begin.elapsed();
-    answered.with_context(|| log(folder))?;
-
+    let took = vmm.began.elapsed();
+    vmm.with_log(answered)?;
     Ok((
         took,
-        memory::beside_guest(vmm.pid(), u64::from(MEMORY_MIB) << 20)?,
+        memory::beside_guest(vmm.process.pid(), u64::from(MEMORY_MIB) << 20)?,
     ))
 }
 
@@ -111,15 +173,20 @@ fn inheritance(folder: &Path, guest: &Guest) -> Result<Vec<(&'static str, OwnedF
 
 /// A listening `SOCK_SEQPACKET` unix socket.
 fn packets(path: &Path) -> Result<OwnedFd> {
-    let fd = socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let fd = packet_socket()?;
     bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
     listen(&fd, Backlog::new(8)?)?;
     Ok(fd)
+}
+
+fn packet_socket() -> Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    Ok(socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        flags,
+        None,
+    )?)
 }
 
 fn command(folder: &Path, inherited: &[(&'static str, OwnedFd)]) -> Result<Command> {
@@ -151,8 +218,4 @@ fn command(folder: &Path, inherited: &[(&'static str, OwnedFd)]) -> Result<Comma
     // `sources` was allocated before the fork.
     unsafe { command.pre_exec(hook) };
     Ok(command)
-}
-
-fn log(folder: &Path) -> String {
-    std::fs::read_to_string(folder.join("vmm.log")).unwrap_or_default()
 }

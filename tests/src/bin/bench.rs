@@ -1,6 +1,7 @@
 //! Measures and prints; what and how is [`isopod_tests::bench`]'s. Started by `cargo xtask bench`.
 //!
 //! `isopod-bench start REPETITIONS`
+//! `isopod-bench net REPETITIONS`
 //! `isopod-bench pull REPETITIONS CACHE`
 
 use std::path::Path;
@@ -8,15 +9,23 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use isopod_tests::bench;
 
+/// Where the results are kept as JSON, if they are.
+const RESULTS: &str = "ISOPOD_BENCH_RESULTS";
+
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let number = |text: &str| text.parse().context("REPETITIONS is a number");
     let table = match arguments.as_slice() {
         ["start", repetitions] => bench::start(number(repetitions)?)?,
+        ["net", repetitions] => bench::net(number(repetitions)?)?,
         ["pull", repetitions, cache] => bench::pull(number(repetitions)?, Path::new(cache))?,
-        _ => bail!("usage: isopod-bench start REPETITIONS | pull REPETITIONS CACHE"),
+        _ => bail!("usage: isopod-bench start | net REPETITIONS, or pull REPETITIONS CACHE"),
     };
     print!("{table}");
+    if let Some(path) = std::env::var_os(RESULTS) {
+        std::fs::write(&path, table.json()?)
+            .with_context(|| format!("writing {}", path.display()))?;
+    }
     Ok(())
 }

@@ -1,12 +1,16 @@
 //! `cargo xtask bench WHAT`: measures against peers, both in one run.
 //!
 //! - [`critest`]: what critest measures, in the lab.
+//! - [`net`]: how fast a guest's network is, in the lab on the instruction clock.
 //! - [`pull`]: what pulls cost, here.
 //! - [`start`]: how fast a guest and a pod start, in the lab on the instruction clock.
+//! - [`harness`]: what runs there.
 //!
 //! Absolute times are those of the machine that measured; the ratios are what carries over.
 
 mod critest;
+mod harness;
+mod net;
 mod pull;
 mod start;
 
@@ -25,9 +29,11 @@ pub(crate) struct Arguments {
 enum What {
     /// critest's benchmarks of pods, containers and images; the results are kept as JSON
     Critest(critest::Arguments),
+    /// TCP of a guest, against QEMU's microvm; the results are kept as JSON
+    Net(net::Arguments),
     /// Pulls: time, processor time, bytes written and memory, against containerd
     Pull(pull::Arguments),
-    /// Start times and the VMM's memory, against QEMU's microvm
+    /// Start times and the VMM's memory, against QEMU's microvm; the results are kept as JSON
     Start(start::Arguments),
 }
 
@@ -35,6 +41,7 @@ enum What {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.what {
         What::Critest(arguments) => critest::run(arguments),
+        What::Net(arguments) => net::run(arguments),
         What::Pull(arguments) => pull::run(arguments),
         What::Start(arguments) => start::run(arguments),
     }

@@ -148,8 +148,8 @@ impl Cgroups {
         Ok(Some(processes.into()))
     }
 
-    /// Removes a sandbox's cgroup, whose processes have ended, and the folders that were made for
-    /// it and hold nothing else. Idempotent.
+    /// Removes a sandbox's cgroup, whose VMM has ended, and the folders that were made for it and
+    /// hold nothing else. A process that is still in it is killed. Idempotent.
     ///
     /// # Errors
     ///
@@ -262,6 +262,8 @@ fn remove_when_empty(path: &Path) -> io::Result<()> {
             Err(error)
                 if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
             {
+                // Kernels before Linux 5.14 have no such file, and wait for what ends by itself.
+                let _missing = fs::write(path.join("cgroup.kill"), "1");
                 std::thread::sleep(EMPTY_INTERVAL);
             }
             done => return done,
@@ -272,6 +274,7 @@ fn remove_when_empty(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
+    use std::os::unix::process::ExitStatusExt as _;
     use std::process::Command;
 
     use super::*;
@@ -309,12 +312,12 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_with_a_process_is_removed_when_the_process_has_ended() {
+    fn a_process_that_is_left_in_a_cgroup_is_killed_with_it() {
         let Some((cgroups, _)) = cgroups() else {
             return;
         };
         let id = SandboxId::random().unwrap();
-        let mut child = Command::new("sleep").arg("0.3").spawn().unwrap();
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
         let procs = cgroups.create("", &id).unwrap().unwrap();
         write!(File::from(procs), "{}", child.id()).unwrap();
         let membership = fs::read_to_string(format!("/proc/{}/cgroup", child.id())).unwrap();
@@ -324,7 +327,7 @@ mod tests {
         );
         // Nobody reaps it before: what has ended no longer counts.
         cgroups.remove("", &id).unwrap();
-        child.wait().unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! - [`vmm`]: our VMM, started as the daemon starts it.
 //! - [`qemu`]: its peer, QEMU's microvm, with the same kernel, initramfs and memory.
 //! - [`pods`]: what the kubelet sees: a pod, a container, its first output.
-//! - [`net`](mod@net): a guest's network interface.
+//! - [`net`](mod@net): a guest's network interface; exec and attach.
 //! - [`pull`](mod@pull): what pulls cost.
 //! - [`memory`]: what a VMM takes beside its guest's RAM.
 //! - [`table`]: medians, ratios, and how they are printed.
@@ -28,7 +28,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
-pub use self::net::net;
+pub use self::net::{net, streams};
 pub use self::pull::pull;
 use self::table::{Row, Table};
 use crate::environment;

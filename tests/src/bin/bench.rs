@@ -2,6 +2,7 @@
 //!
 //! `isopod-bench start REPETITIONS`
 //! `isopod-bench net REPETITIONS`
+//! `isopod-bench streams REPETITIONS`
 //! `isopod-bench pull REPETITIONS CACHE`
 
 use std::path::Path;
@@ -19,8 +20,11 @@ fn main() -> Result<()> {
     let table = match arguments.as_slice() {
         ["start", repetitions] => bench::start(number(repetitions)?)?,
         ["net", repetitions] => bench::net(number(repetitions)?)?,
+        ["streams", repetitions] => bench::streams(number(repetitions)?)?,
         ["pull", repetitions, cache] => bench::pull(number(repetitions)?, Path::new(cache))?,
-        _ => bail!("usage: isopod-bench start | net REPETITIONS, or pull REPETITIONS CACHE"),
+        _ => bail!(
+            "usage: isopod-bench start | net | streams REPETITIONS, or pull REPETITIONS CACHE"
+        ),
     };
     print!("{table}");
     if let Some(path) = std::env::var_os(RESULTS) {

@@ -1,7 +1,8 @@
 //! `cargo xtask bench WHAT`: measures against peers, both in one run.
 //!
 //! - [`critest`]: what critest measures, in the lab.
-//! - [`net`]: how fast a guest's network is, in the lab on the instruction clock.
+//! - [`net`]: how fast a guest's network is, in the lab on the instruction clock, and people's streams, there on
+//!   the ordinary one.
 //! - [`pull`]: what pulls cost, here.
 //! - [`start`]: how fast a guest and a pod start, in the lab on the instruction clock.
 //! - [`harness`]: what runs there.
@@ -29,7 +30,7 @@ pub(crate) struct Arguments {
 enum What {
     /// critest's benchmarks of pods, containers and images; the results are kept as JSON
     Critest(critest::Arguments),
-    /// TCP of a guest, against QEMU's microvm; the results are kept as JSON
+    /// TCP of a guest, against QEMU's microvm, and streams; the results are kept as JSON
     Net(net::Arguments),
     /// Pulls: time, processor time, bytes written and memory, against containerd
     Pull(pull::Arguments),

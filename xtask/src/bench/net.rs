@@ -1,10 +1,11 @@
-//! `cargo xtask bench net`: TCP between a guest and the host, against QEMU's microvm.
+//! `cargo xtask bench net`: TCP between a guest and the host, against QEMU's microvm, and what exec and
+//! attach take.
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::harness;
+use super::harness::{self, Clock};
 
 /// Options of `cargo xtask bench net`.
 #[derive(Debug, clap::Args)]
@@ -16,5 +17,10 @@ pub(crate) struct Arguments {
 
 /// Builds what is measured, and measures.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    harness::run("net", arguments.repetitions)
+    // Each on a host of its own.
+    let interface = harness::run("net", arguments.repetitions, Clock::Instructions)?;
+    if interface != ExitCode::SUCCESS {
+        return Ok(interface);
+    }
+    harness::run("streams", arguments.repetitions, Clock::Machine)
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::harness;
+use super::harness::{self, Clock};
 
 /// Options of `cargo xtask bench start`.
 #[derive(Debug, clap::Args)]
@@ -16,5 +16,5 @@ pub(crate) struct Arguments {
 
 /// Builds what is measured, and measures.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    harness::run("start", arguments.repetitions)
+    harness::run("start", arguments.repetitions, Clock::Instructions)
 }

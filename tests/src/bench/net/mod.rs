@@ -1,4 +1,4 @@
-//! What the network does: a guest's interface against QEMU's.
+//! What the network does: a guest's interface against QEMU's, and streams through the daemon.
 //!
 //! ```text
 //!  harness ── TCP ── tap bench0 ── VMM ── virtio-net ── guest: busybox
@@ -10,6 +10,7 @@
 //! for a pod; QEMU's microvm has it on MMIO from the start.
 
 mod guest;
+mod streams;
 mod tap;
 mod traffic;
 
@@ -67,6 +68,32 @@ pub fn net(repetitions: u32) -> Result<Table> {
     Ok(Table {
         rows,
         ratios: ratios.collect(),
+    })
+}
+
+/// Measures commands and output of containers through the daemon, `repetitions` times.
+///
+/// # Errors
+/// The daemon failed.
+pub fn streams(repetitions: u32) -> Result<Table> {
+    let times = streams::measure(repetitions)?;
+    let [spdy, websocket] = times.attach;
+    let rate = |name, what, times| Row::rates(name, what, streams::BYTES, times);
+    Ok(Table {
+        rows: vec![
+            Row::times("net.exec", "ExecSync of `true`", times.exec),
+            rate(
+                "net.attach_spdy",
+                "a container's output to crictl attach, SPDY",
+                spdy,
+            ),
+            rate(
+                "net.attach_websocket",
+                "the same over a WebSocket",
+                websocket,
+            ),
+        ],
+        ratios: vec![],
     })
 }
 

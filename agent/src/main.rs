@@ -6,6 +6,7 @@
 //!  /init                     PID 1 of a microVM: guest set-up, then the service on vsock
 //!  isopod-agent serve ...    the same service on unix sockets, in whatever namespaces it is in
 //!  isopod-agent helper       one OCI operation, single-threaded, started by the service
+//!  isopod-agent mapper       writes the ids of a user namespace that a helper makes
 //!  pause                     the holder: PID 1 of a sandbox's shared pid namespace
 //! ```
 //!
@@ -13,7 +14,8 @@
 //! verb per file; [`container`] what a container is made of; [`helper`] the process boundary to
 //! libcontainer; [`process`] who runs and who has exited; [`stream`] their output and input;
 //! [`network`] the sandbox's interfaces; [`stats`] what all of it uses;
-//! [`storage`] disks and root filesystems; [`pid_namespace`] the namespace that containers share.
+//! [`storage`] disks and root filesystems; [`pid_namespace`] the namespace that containers share;
+//! [`user_namespace`] the one in which their root is nobody in particular.
 
 mod container;
 mod descriptor;
@@ -27,6 +29,7 @@ mod service;
 mod stats;
 mod storage;
 mod stream;
+mod user_namespace;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
     match args.first().and_then(|arg| arg.to_str()) {
         Some("serve") => serve::run(&args[1..]),
         Some(helper::ROLE) => helper::run(),
+        Some(user_namespace::MAPPER_ROLE) => user_namespace::map(&args[1..]),
         Some("version") => {
             println!("isopod-agent {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

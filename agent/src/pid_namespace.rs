@@ -75,9 +75,13 @@ pub(crate) fn hold() -> ExitCode {
     }
 }
 
-fn give_up_everything() -> nix::Result<()> {
-    // Every container of the namespace would die with it. A host that refuses takes the risk.
+/// Every container of the namespace would die with it. A host that refuses takes the risk.
+pub(crate) fn protect_from_oom() {
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
+}
+
+fn give_up_everything() -> nix::Result<()> {
+    protect_from_oom();
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(
         None::<&str>,

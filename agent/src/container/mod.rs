@@ -29,7 +29,7 @@ pub(crate) use cgroup::{Cgroup, CgroupError, MOUNT as CGROUP_MOUNT};
 pub(crate) use devices::DevicesError;
 pub(crate) use id::{ContainerId, ExecId, IdError, Serial};
 pub(crate) use spec::{
-    ContainerSpec, Device, PidNamespace, Place, Source, SpecError, check_strings,
+    ContainerSpec, Device, MappedMount, PidNamespace, Place, Source, SpecError, check_strings,
 };
 pub(crate) use user::{Identity, UserError, resolve};
 

@@ -13,6 +13,7 @@ use oci_spec::runtime::{
 };
 
 use super::{IdError, Identity, Serial};
+use crate::user_namespace::Users;
 
 /// Longest spec, in bytes of JSON.
 const SPEC_MAX: usize = 2 * 1024 * 1024;
@@ -50,6 +51,9 @@ pub(crate) enum SpecError {
     /// A mount of an image's part that is no path in it.
     #[error("the spec's mount at {0} has no source in the form `serial/path`, without `..`")]
     Part(PathBuf),
+    /// The user namespace, or the ids of a mount, are not the sandbox's.
+    #[error("the spec's {0} is not that of the sandbox")]
+    Users(&'static str),
     /// Something that does not fit together.
     #[error("the spec's {0}")]
     Builder(&'static str),
@@ -81,6 +85,8 @@ pub(crate) struct Place {
     pub(crate) sources: Vec<PathBuf>,
     /// Block devices beside those of the spec.
     pub(crate) devices: Vec<Device>,
+    /// The sandbox's user namespace.
+    pub(crate) users: Option<Users>,
 }
 
 /// A block device of a container.
@@ -96,6 +102,15 @@ pub(crate) struct Device {
     pub(crate) access: String,
     /// Permissions of the node.
     pub(crate) mode: u32,
+}
+
+/// A mount that shows its files with the ids that they have in the sandbox's user namespace.
+#[derive(Debug)]
+pub(crate) struct MappedMount {
+    /// Which of the spec's.
+    pub(crate) index: usize,
+    /// What it is of.
+    pub(crate) source: PathBuf,
 }
 
 /// What a mount is of, in the caller's words (`agent.proto`).
@@ -179,23 +194,23 @@ impl ContainerSpec {
             .clone()
             .ok_or(SpecError::Missing("linux section"))?;
         linux.set_cgroups_path(Some(place.cgroup.clone()));
+        for device in &place.devices {
+            add_device(&mut linux, device)?;
+        }
         let mut namespaces = linux.namespaces().clone().unwrap_or_default();
         if let PidNamespace::Shared(path) = &place.pid_namespace {
             namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Pid);
             namespaces.push(join(LinuxNamespaceType::Pid, path)?);
         }
+        settle_users(&mut linux, &mut namespaces, place.users.as_ref())?;
         // Without a namespace of its own the container has the sandbox's name, and must not set it.
-        if !namespaces
-            .iter()
-            .any(|namespace| namespace.typ() == LinuxNamespaceType::Uts)
-        {
+        if !namespaces.iter().any(|namespace| {
+            namespace.typ() == LinuxNamespaceType::Uts && namespace.path().is_none()
+        }) {
             spec.set_hostname(None);
             spec.set_domainname(None);
         }
         linux.set_namespaces(Some(namespaces));
-        for device in &place.devices {
-            add_device(&mut linux, device)?;
-        }
         spec.set_linux(Some(linux));
 
         let mut mounts = spec.mounts().clone().unwrap_or_default();
@@ -215,7 +230,12 @@ impl ContainerSpec {
                 .iter()
                 .any(|mount| mount.destination() == destination)
             {
-                mounts.push(bind(source, destination, place.read_only)?);
+                let mut mount = bind(source, destination, place.read_only)?;
+                if let Some(users) = &place.users {
+                    mount.set_uid_mappings(users.ids.uids.to_oci());
+                    mount.set_gid_mappings(users.ids.gids.to_oci());
+                }
+                mounts.push(mount);
             }
         }
         spec.set_mounts(Some(mounts));
@@ -227,6 +247,45 @@ impl ContainerSpec {
         settle_process(&mut process, identity)?;
         spec.set_process(Some(process));
         Ok(())
+    }
+
+    /// The mounts whose files have the sandbox's ids. The spec says nothing about it from now on: what
+    /// they are of must be replaced ([`ContainerSpec::set_source`]).
+    ///
+    /// # Errors
+    ///
+    /// [`SpecError::Users`] for other ids than the sandbox's.
+    pub(crate) fn take_mapped(
+        &mut self,
+        users: Option<&Users>,
+    ) -> Result<Vec<MappedMount>, SpecError> {
+        let mut mapped = Vec::new();
+        let mut mounts = self.spec.mounts().clone().unwrap_or_default();
+        for (index, mount) in mounts.iter_mut().enumerate() {
+            let (uids, gids) = (mount.uid_mappings(), mount.gid_mappings());
+            if uids.is_none() && gids.is_none() {
+                continue;
+            }
+            let sandboxes = users.is_some_and(|users| users.ids.is(uids.as_ref(), gids.as_ref()));
+            if !sandboxes || mount.typ().as_deref() != Some("bind") {
+                return Err(SpecError::Users("id mapping of a mount"));
+            }
+            let source = mount.source().clone();
+            let source = source.ok_or(SpecError::Missing("source of a mount"))?;
+            mapped.push(MappedMount { index, source });
+            mount.set_uid_mappings(None);
+            mount.set_gid_mappings(None);
+        }
+        self.spec.set_mounts(Some(mounts));
+        Ok(mapped)
+    }
+
+    /// Replaces what a mount is of.
+    pub(crate) fn set_source(&mut self, index: usize, source: PathBuf) {
+        let mounts = self.spec.mounts_mut().as_mut();
+        if let Some(mount) = mounts.and_then(|mounts| mounts.get_mut(index)) {
+            mount.set_source(Some(source));
+        }
     }
 
     /// The spec as libcontainer reads it.
@@ -312,6 +371,52 @@ fn add_device(linux: &mut Linux, device: &Device) -> Result<(), SpecError> {
     rules.push(rule);
     resources.set_devices(Some(rules));
     linux.set_resources(Some(resources));
+    Ok(())
+}
+
+/// Has the container join the sandbox's user namespace, and those that belong to it.
+fn settle_users(
+    linux: &mut Linux,
+    namespaces: &mut Vec<LinuxNamespace>,
+    users: Option<&Users>,
+) -> Result<(), SpecError> {
+    let asked = namespaces
+        .iter()
+        .find(|namespace| namespace.typ() == LinuxNamespaceType::User);
+    let Some(users) = users else {
+        return match asked {
+            None => Ok(()),
+            Some(_) => Err(SpecError::Users("user namespace")),
+        };
+    };
+    let (uids, gids) = (linux.uid_mappings(), linux.gid_mappings());
+    let asked = asked.is_some_and(|namespace| namespace.path().is_none());
+    if !asked || !users.ids.is(uids.as_ref(), gids.as_ref()) {
+        return Err(SpecError::Users("user namespace"));
+    }
+    if linux
+        .devices()
+        .as_ref()
+        .is_some_and(|devices| !devices.is_empty())
+    {
+        // They would be bound from the guest's own /dev, by name.
+        return Err(SpecError::Builder(
+            "devices cannot be had in a user namespace",
+        ));
+    }
+    linux.set_uid_mappings(None);
+    linux.set_gid_mappings(None);
+    namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::User);
+    namespaces.push(join(LinuxNamespaceType::User, &users.namespace("user"))?);
+    // What the container does not have of its own it must have power over all the same.
+    for (typ, name) in [
+        (LinuxNamespaceType::Ipc, "ipc"),
+        (LinuxNamespaceType::Uts, "uts"),
+    ] {
+        if !namespaces.iter().any(|namespace| namespace.typ() == typ) {
+            namespaces.push(join(typ, &users.namespace(name))?);
+        }
+    }
     Ok(())
 }
 
@@ -436,6 +541,7 @@ mod tests {
                 access: "r".into(),
                 mode: 0o660,
             }],
+            users: None,
         };
         let identity = Identity {
             uid: 33,

@@ -12,6 +12,8 @@ use isopod_proto::agent;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, SFlag, fstat};
 
+use crate::user_namespace::IdMap;
+
 /// Longest file that is read, in bytes. The image's author chooses it.
 const FILE_MAX: u64 = 4 * 1024 * 1024;
 
@@ -33,6 +35,14 @@ pub(crate) enum UserError {
     /// 2^32 - 1 stands for "no id".
     #[error("{0} is not an id")]
     NotAnId(u32),
+    /// The sandbox's user namespace does not have it.
+    #[error("{what} {id} is not in the sandbox's user namespace")]
+    NotMapped {
+        /// User or group.
+        what: &'static str,
+        /// Its id.
+        id: u32,
+    },
     /// More groups than a process can be given.
     #[error("{0} groups: at most {GROUPS_MAX}")]
     TooManyGroups(usize),
@@ -59,6 +69,26 @@ pub(crate) struct Identity {
     pub(crate) groups: Vec<u32>,
     /// Value of `HOME`.
     pub(crate) home: String,
+}
+
+impl Identity {
+    /// What the user's id is outside of a user namespace with these ids.
+    ///
+    /// # Errors
+    ///
+    /// [`UserError::NotMapped`] when the user or a group is not in it.
+    pub(crate) fn outside(&self, ids: Option<&IdMap>) -> Result<u32, UserError> {
+        let Some(ids) = ids else {
+            return Ok(self.uid);
+        };
+        let missing = |what, id| UserError::NotMapped { what, id };
+        for gid in self.groups.iter().chain([&self.gid]) {
+            let mapped = ids.gids.outside(*gid);
+            mapped.ok_or_else(|| missing("group", *gid))?;
+        }
+        let uid = ids.uids.outside(self.uid);
+        uid.ok_or_else(|| missing("user", self.uid))
+    }
 }
 
 /// Looks `user` up in the file system at `rootfs`.

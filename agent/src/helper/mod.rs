@@ -51,10 +51,11 @@ pub(crate) use launch::{HelperError, launch};
 pub(crate) use outcome::{Outcome, OutcomeEnd};
 use protocol::{Channel, Report};
 pub(crate) use protocol::{
-    Confinement, CreateRequest, ExecRequest, Refusal, RefusalKind, Request, RuntimeRequest,
+    Confinement, CreateRequest, ExecRequest, MappedUser, Refusal, RefusalKind, Request,
+    RuntimeRequest,
 };
 
-use crate::pid_namespace;
+use crate::{pid_namespace, user_namespace};
 
 /// The argument that starts a helper.
 pub(crate) const ROLE: &str = "helper";
@@ -73,6 +74,8 @@ enum OperationError {
     Container(#[from] libcontainer::error::LibcontainerError),
     #[error(transparent)]
     PidNamespace(#[from] pid_namespace::CreateError),
+    #[error(transparent)]
+    UserNamespace(#[from] user_namespace::CreateError),
     #[error("reading {path}")]
     Read {
         path: std::path::PathBuf,
@@ -93,6 +96,9 @@ pub(crate) fn run() -> ExitCode {
         Request::Exec(request) => exec::exec(&request, fds).map(Some),
         Request::Delete(request) => delete::delete(&request).map(|()| None),
         Request::HoldPidNamespace => pid_namespace::create().map(Some).map_err(Into::into),
+        Request::HoldUserNamespace(request) => user_namespace::create(&request)
+            .map(Some)
+            .map_err(Into::into),
     };
     let report = match result {
         Ok(pid) => Report::Done { pid },

@@ -8,17 +8,19 @@
 )]
 
 use std::ffi::CString;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::{env, fs, io};
 
-use libcontainer::capabilities::drop_privileges;
+use libcontainer::capabilities::{drop_privileges, reset_effective};
 use libcontainer::seccomp::initialize_seccomp;
 use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
-use nix::unistd::{AccessFlags, access, execv};
+use nix::sched::{CloneFlags, setns};
+use nix::unistd::{AccessFlags, Gid, access, execv, setgroups};
 use oci_spec::runtime::{Process, Spec};
 
 use super::OutcomeEnd;
@@ -33,6 +35,8 @@ pub(super) struct Payload {
     outcome: Rc<OutcomeEnd>,
     /// What libcontainer did not do.
     confinement: Rc<Confinement>,
+    /// The user namespace that is joined.
+    users: Option<Rc<OwnedFd>>,
 }
 
 impl Payload {
@@ -41,14 +45,20 @@ impl Payload {
         Self {
             outcome: Rc::new(outcome),
             confinement: Rc::default(),
+            users: None,
         }
     }
 
-    /// An exec: libcontainer ignores the container's system call filter.
-    pub(super) fn exec(outcome: OutcomeEnd, confinement: Confinement) -> Self {
+    /// An exec: libcontainer ignores the container's system call filter, and its user namespace.
+    pub(super) fn exec(
+        outcome: OutcomeEnd,
+        confinement: Confinement,
+        users: Option<OwnedFd>,
+    ) -> Self {
         Self {
             outcome: Rc::new(outcome),
             confinement: Rc::new(confinement),
+            users: users.map(Rc::new),
         }
     }
 
@@ -57,6 +67,9 @@ impl Payload {
         let Some(args) = process.args().as_ref().filter(|args| !args.is_empty()) else {
             return not_executable("exec: no command".to_owned());
         };
+        if let Err(refusal) = self.become_user() {
+            return refusal;
+        }
         let search = env::var("PATH").unwrap_or_default();
         let path = match find(&args[0], &search) {
             Ok(path) => path,
@@ -77,12 +90,26 @@ impl Payload {
         }
     }
 
+    /// Joins the container's user namespace, in which the process has every capability until it is
+    /// confined.
+    fn become_user(&self) -> Result<(), Refusal> {
+        let (Some(users), Some(user)) = (&self.users, &self.confinement.user) else {
+            return Ok(());
+        };
+        setns(users, CloneFlags::CLONE_NEWUSER)
+            .map_err(|error| failed("joining the user namespace", &error))?;
+        let groups: Vec<_> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+        setgroups(&groups).map_err(|error| failed("setting groups", &error))?;
+        let syscall = create_syscall();
+        let (uid, gid) = (user.uid.into(), user.gid.into());
+        syscall
+            .set_id(uid, gid)
+            .map_err(|error| failed("setting user and group", &error))?;
+        reset_effective(&*syscall).map_err(|error| failed("keeping capabilities", &error))
+    }
+
     /// Filters system calls, then gives up the capabilities that this took.
     fn confine(&self) -> Result<(), Refusal> {
-        let failed = |what: &str, error: &dyn std::error::Error| Refusal {
-            kind: RefusalKind::Confinement,
-            message: format!("{what}: {}", crate::service::chain(error)),
-        };
         if let Some(seccomp) = &self.confinement.seccomp {
             initialize_seccomp(seccomp).map_err(|error| failed("seccomp filter", &error))?;
         }
@@ -91,6 +118,13 @@ impl Payload {
                 .map_err(|error| failed("dropping capabilities", &error))?;
         }
         Ok(())
+    }
+}
+
+fn failed(what: &str, error: &dyn std::error::Error) -> Refusal {
+    Refusal {
+        kind: RefusalKind::Confinement,
+        message: format!("{what}: {}", crate::service::chain(error)),
     }
 }
 

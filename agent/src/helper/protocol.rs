@@ -13,6 +13,8 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::user_namespace;
+
 /// Longest request, in bytes: a few paths.
 const REQUEST_MAX: usize = 32 * 1024;
 
@@ -32,6 +34,8 @@ pub(crate) enum Request {
     Delete(RuntimeRequest),
     /// Makes a pid namespace and the process that holds it.
     HoldPidNamespace,
+    /// Makes the sandbox's user namespace, what belongs to it, and the process that holds it all.
+    HoldUserNamespace(user_namespace::CreateRequest),
 }
 
 /// A container as libcontainer finds it.
@@ -77,6 +81,21 @@ pub(crate) struct Confinement {
     pub(crate) seccomp: Option<LinuxSeccomp>,
     /// What the process may keep once the filter is in place.
     pub(crate) capabilities: Option<LinuxCapabilities>,
+    /// Who it becomes, and in which user namespace: libcontainer joins every one but this.
+    pub(crate) user: Option<MappedUser>,
+}
+
+/// A user of a user namespace.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct MappedUser {
+    /// Where the namespace is.
+    pub(crate) namespace: PathBuf,
+    /// User id inside.
+    pub(crate) uid: u32,
+    /// Group id inside.
+    pub(crate) gid: u32,
+    /// All groups.
+    pub(crate) groups: Vec<u32>,
 }
 
 /// What the helper says.

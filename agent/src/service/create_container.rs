@@ -10,12 +10,12 @@ use nix::unistd::Uid;
 use super::error::AgentError;
 use super::{AgentService, write};
 use crate::container::{
-    Cgroup, Container, ContainerId, ContainerSpec, Created, Device, Identity, PidNamespace, Place,
-    Serial, Source, resolve,
+    Cgroup, Container, ContainerId, ContainerSpec, Created, Device, MappedMount, PidNamespace,
+    Place, Serial, Source, resolve,
 };
 use crate::helper::{Console, CreateRequest, HelperError, Outcome, Request, launch};
 use crate::process::{Follow, Process, Stdio};
-use crate::storage::{Attached, Rootfs, StorageError};
+use crate::storage::{Attached, Mapped, Rootfs, StorageError};
 
 impl AgentService {
     /// Everything or nothing: what was made is taken down again when a later step fails.
@@ -61,6 +61,8 @@ impl AgentService {
             let looked_up = tokio::task::spawn_blocking(move || resolve(&rootfs, &user)).await;
             looked_up.map_err(|_panic| AgentError::GivenUp)??
         };
+        let users = self.users.get();
+        let owner = Uid::from_raw(identity.outside(users.map(|users| &users.ids))?);
         let sources = self.open_sources(container, &spec, &rootfs).await?;
         let devices = self.open_devices(container, &request.devices).await?;
         let place = Place {
@@ -71,16 +73,16 @@ impl AgentService {
             shared_files: self.shared_files(),
             sources,
             devices,
+            users: users.copied(),
         };
         spec.settle(&place, &identity)?;
+        self.map_mounts(container, &mut spec).await?;
         let bundle = self.container_folder(&container.id);
         let json = serde_json::to_vec(spec.spec()).map_err(std::io::Error::from);
         let config = bundle.join("config.json");
         write(&config, json.map_err(AgentError::file(&config))?)?;
 
-        let (init, outcome) = self
-            .launch_init(container, &spec, request, &identity)
-            .await?;
+        let (init, outcome) = self.launch_init(container, &spec, request, owner).await?;
         let pid = init.pid.as_raw();
         // libcontainer has made the container's own nodes by now; its command does not run yet.
         container.cgroup.restrict_devices(spec.device_rules())?;
@@ -112,7 +114,8 @@ impl AgentService {
         let disk = self.surroundings.disks.find(&serial).await?;
         let folder = self.container_folder(&container.id);
         std::fs::create_dir_all(&folder).map_err(AgentError::file(&folder))?;
-        let rootfs = Rootfs::new(disk, &folder, &scratch, container.id.as_str());
+        let users = self.users.get().copied();
+        let rootfs = Rootfs::new(disk, &folder, &scratch, container.id.as_str(), users);
         if !self.containers.set_rootfs(container, rootfs.clone()) {
             return Err(StorageError::InUse { serial }.into());
         }
@@ -142,6 +145,22 @@ impl AgentService {
             });
         }
         Ok(paths)
+    }
+
+    /// Mounts what shows its files with the ids of the sandbox's user namespace.
+    async fn map_mounts(
+        &self,
+        container: &Container,
+        spec: &mut ContainerSpec,
+    ) -> Result<(), AgentError> {
+        let users = self.users.get();
+        let mapped = Mapped::new(&self.container_folder(&container.id));
+        for MappedMount { index, source } in spec.take_mapped(users)? {
+            let Some(users) = users else { continue };
+            let users = users.namespace("user");
+            spec.set_source(index, mapped.mount(index, source, users).await?);
+        }
+        Ok(())
     }
 
     /// Finds a disk beside that of the container's root.
@@ -211,7 +230,7 @@ impl AgentService {
         container: &Arc<Container>,
         spec: &ContainerSpec,
         request: &CreateContainerRequest,
-        identity: &Identity,
+        owner: Uid,
     ) -> Result<(Arc<Process>, Outcome), AgentError> {
         let runtime = self.runtime(&container.id);
         let bundle = self.container_folder(&container.id);
@@ -219,7 +238,6 @@ impl AgentService {
             .process()
             .and_then(|process| process.terminal())
             .unwrap_or(false);
-        let owner = Uid::from_raw(identity.uid);
         let (outcome, outcome_end) = Outcome::pipe().map_err(AgentError::Pipe)?;
 
         let (launched, stdio) = if terminal {

@@ -11,6 +11,7 @@ use super::AgentService;
 use super::error::AgentError;
 use crate::container::{CgroupError, Container, LookupError};
 use crate::helper::{Request, launch};
+use crate::storage::Mapped;
 
 /// How long killed processes may take to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,6 +46,8 @@ impl AgentService {
             Ok(_) => Ok(()),
             Err(error) => Err(AgentError::from(error)),
         };
+        let mapped = Mapped::new(&self.container_folder(&container.id));
+        let mapped = mapped.remove().await.map_err(AgentError::from);
         let attached = self.remove_attached(container).await;
         let rootfs = match container.take_rootfs() {
             None => Ok(()),
@@ -58,7 +61,8 @@ impl AgentService {
         };
         let folders =
             remove_folder(&state).and(remove_folder(&self.container_folder(&container.id)));
-        cgroup.and(deleted).and(attached).and(rootfs).and(folders)?;
+        let mounts = mapped.and(attached).and(rootfs);
+        cgroup.and(deleted).and(mounts).and(folders)?;
         self.containers.remove(&container.id);
         Ok(())
     }

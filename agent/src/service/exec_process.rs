@@ -8,17 +8,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use isopod_proto::agent::{ContainerState, ExecProcessRequest, ExecProcessResponse};
 use nix::unistd::Uid;
-use oci_spec::runtime::{Capability, LinuxCapabilities, Process as OciProcess};
+use oci_spec::runtime::{
+    Capabilities, Capability, LinuxCapabilities, LinuxCapabilitiesBuilder, Process as OciProcess,
+    UserBuilder,
+};
 use serde::Serialize;
 
 use super::error::AgentError;
 use super::start_container::expect_state;
 use super::{AgentService, write};
-use crate::container::{Cgroup, Container, ContainerSpec, ExecId, SpecError, check_strings};
+use crate::container::{
+    Cgroup, Container, ContainerSpec, ExecId, SpecError, UserError, check_strings,
+};
 use crate::helper::{
-    Confinement, Console, ExecRequest, HelperError, Outcome, Request, RuntimeRequest, launch,
+    Confinement, Console, ExecRequest, HelperError, MappedUser, Outcome, Request, RuntimeRequest,
+    launch,
 };
 use crate::process::{Follow, Process, Stdio};
+use crate::user_namespace::Users;
 
 /// What it takes to install a system call filter without `no_new_privs`, and to give that up again.
 const FILTER_CAPABILITIES: [Capability; 2] = [Capability::SysAdmin, Capability::Setpcap];
@@ -58,8 +65,12 @@ impl AgentService {
         let _together = container.lock.read().await;
         expect_state(container, ContainerState::CONTAINER_STATE_RUNNING)?;
         let created = container.created()?;
-        let (process, confinement) = process(&created.spec, request)?;
+        let (mut process, mut confinement) = process(&created.spec, request)?;
 
+        let owner = match self.users.get() {
+            None => Uid::from_raw(process.user().uid()),
+            Some(users) => join_last(users, &mut process, &mut confinement)?,
+        };
         let folder = ExecFolder::new(self.container_folder(&container.id).join(&name))?;
         let runtime = folder.copy_state(&self.runtime(&container.id))?;
         let cgroup = container.cgroup.create_child(&name)?;
@@ -70,7 +81,6 @@ impl AgentService {
             cgroup: name,
             console: None,
         };
-        let owner = Uid::from_raw(process.user().uid());
         let result = self
             .launch_exec(container, &cgroup, request, exec, owner)
             .await;
@@ -155,8 +165,53 @@ fn process(
         Confinement {
             seccomp,
             capabilities,
+            user: None,
         },
     ))
+}
+
+/// Leaves to the process's last steps what libcontainer does not do, joining a user namespace, and what
+/// can only be done after it. Until then the process is root outside, with the one right to join. Answers
+/// who owns its streams.
+fn join_last(
+    users: &Users,
+    process: &mut OciProcess,
+    confinement: &mut Confinement,
+) -> Result<Uid, AgentError> {
+    let user = process.user().clone();
+    let (uid, gid) = (user.uid(), user.gid());
+    let owner = users.ids.uids.outside(uid);
+    let owner = owner.ok_or(UserError::NotMapped {
+        what: "user",
+        id: uid,
+    })?;
+    confinement.user = Some(MappedUser {
+        namespace: users.namespace("user"),
+        uid,
+        gid,
+        groups: user.additional_gids().clone().unwrap_or_default(),
+    });
+    // The ones that were set aside for the filter's sake, or else the process's own.
+    if confinement.capabilities.is_none() {
+        confinement.capabilities.clone_from(process.capabilities());
+    }
+    let mut root = UserBuilder::default().uid(0_u32).gid(0_u32);
+    if let Some(umask) = user.umask() {
+        root = root.umask(umask);
+    }
+    let failed = |_field| SpecError::Builder("user");
+    process.set_user(root.build().map_err(failed)?);
+    let join = || Capabilities::from([Capability::SysAdmin]);
+    let capabilities = LinuxCapabilitiesBuilder::default()
+        .bounding(join())
+        .effective(join())
+        .permitted(join())
+        .inheritable(Capabilities::new())
+        .ambient(Capabilities::new())
+        .build()
+        .map_err(|_field| SpecError::Builder("capabilities"))?;
+    process.set_capabilities(Some(capabilities));
+    Ok(Uid::from_raw(owner))
 }
 
 fn with_filter_capabilities(kept: &LinuxCapabilities) -> LinuxCapabilities {

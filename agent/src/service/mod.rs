@@ -34,7 +34,7 @@ mod wait_process;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use isopod_proto::agent::{
@@ -60,6 +60,7 @@ use crate::container::{ContainerId, Containers};
 use crate::helper::RuntimeRequest;
 use crate::process::Reaper;
 use crate::storage::{Disks, Scratch, Volumes};
+use crate::user_namespace::Users;
 
 /// Where the agent runs, and all that it knows about it.
 #[derive(Debug)]
@@ -90,8 +91,10 @@ pub(crate) struct AgentService {
     containers: Arc<Containers>,
     /// The writable disk, once the sandbox is set up.
     scratch: Mutex<Option<Scratch>>,
-    /// PID 1 of the shared pid namespace, once a container wanted it.
+    /// PID 1 of the shared pid namespace, once a container wanted it or there is a user namespace.
     pid_namespace: OnceCell<Pid>,
+    /// The user namespace of the containers, if the sandbox was set up with one.
+    users: OnceLock<Users>,
     /// Told when everything has ended and the machine, or the process, may.
     powered_off: Notify,
 }
@@ -109,6 +112,7 @@ impl AgentService {
             containers: Arc::default(),
             scratch: Mutex::default(),
             pid_namespace: OnceCell::new(),
+            users: OnceLock::new(),
             powered_off: Notify::new(),
         };
         for folder in ["containers", "runtime", "consoles", "sandbox"] {

@@ -7,6 +7,7 @@ use isopod_proto::agent::PowerOffResponse;
 use super::AgentService;
 use crate::container::Cgroup;
 use crate::process::Signal;
+use crate::storage::Mapped;
 
 /// How long killed processes may take to be gone before the power goes anyway.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,6 +32,11 @@ impl AgentService {
             let _ = Signal::KILL.send(*holder);
         }
         for container in self.containers.all() {
+            let mapped = Mapped::new(&self.container_folder(&container.id));
+            if let Err(error) = mapped.remove().await {
+                let error = super::chain(&error);
+                tracing::warn!(error, "a container's mounts stay mounted");
+            }
             if let Some(rootfs) = container.take_rootfs()
                 && let Err(error) = rootfs.unmount().await
             {

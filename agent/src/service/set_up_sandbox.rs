@@ -13,8 +13,10 @@ use nix::unistd::sethostname;
 use super::error::AgentError;
 use super::{AgentService, write};
 use crate::container::Serial;
+use crate::helper::{HelperError, Request, launch};
 use crate::network::{self, Wanted};
 use crate::storage::Scratch;
+use crate::user_namespace::{CreateRequest, IdMap, Users};
 
 /// Longest host name (`HOST_NAME_MAX`).
 const HOSTNAME_MAX: usize = 64;
@@ -36,6 +38,12 @@ impl AgentService {
         let resolv_conf = resolv_conf(&request.dns)?;
         check_hostname(&request.hostname)?;
         let interfaces = network::check(&request.interfaces)?;
+        let users = match request.user_namespace.as_ref() {
+            None => None,
+            Some(wanted) => Some(IdMap::check(wanted).ok_or(AgentError::SetUp(
+                "the user namespace has too few ids, or such as it cannot have",
+            ))?),
+        };
         let sysctls = request
             .sysctls
             .iter()
@@ -58,11 +66,19 @@ impl AgentService {
         }
         // Sysctls may be an interface's.
         network::set_up(&interfaces, self.surroundings.search_bus).await?;
+        let mut of_ipc = Vec::new();
         for (name, path, value) in sysctls {
+            if users.is_some() && is_of_ipc(&path) {
+                of_ipc.push((path, value.clone()));
+                continue;
+            }
             fs::write(path, value).map_err(|source| AgentError::Sysctl {
                 name: name.clone(),
                 source,
             })?;
+        }
+        if let Some(ids) = users {
+            self.hold_user_namespace(ids, of_ipc).await?;
         }
         let folder = self.folder("sandbox");
         write(&folder.join("resolv.conf"), resolv_conf)?;
@@ -86,6 +102,27 @@ impl AgentService {
             network::use_all_queues(&interfaces);
         });
         Ok(SetUpSandboxResponse::new())
+    }
+
+    /// Makes the containers' user namespace, unless an earlier try has.
+    async fn hold_user_namespace(
+        &self,
+        ids: IdMap,
+        sysctls: Vec<(PathBuf, String)>,
+    ) -> Result<(), AgentError> {
+        if let Some(users) = self.users.get() {
+            return match users.ids == ids {
+                true => Ok(()),
+                false => Err(AgentError::AlreadySetUp),
+            };
+        }
+        let request = Request::HoldUserNamespace(CreateRequest { ids, sysctls });
+        let launched = launch(&self.reaper, &request, &[]).await?;
+        let holder = launched.pid.ok_or(HelperError::Silent)?;
+        // Set-up is done once, under the scratch disk's lock.
+        let _ = self.users.set(Users { ids, holder });
+        let _ = self.pid_namespace.set(holder);
+        Ok(())
     }
 
     /// The sandbox's files, and where containers see them.
@@ -135,6 +172,18 @@ fn sysctl_path(name: &str) -> Result<PathBuf, AgentError> {
         return Err(error(io::ErrorKind::InvalidInput));
     }
     Ok(Path::new("/proc/sys").join(relative))
+}
+
+/// Whether a sysctl is an IPC namespace's (`ipc_namespaces(7)`).
+fn is_of_ipc(path: &Path) -> bool {
+    let path = path.strip_prefix("/proc/sys").unwrap_or(path);
+    let name = path.strip_prefix("kernel").ok().and_then(Path::to_str);
+    let of_system_v = ["sem", "auto_msgmni"];
+    let prefixes = ["shm", "msg", "sem_"];
+    path.starts_with("fs/mqueue")
+        || name.is_some_and(|name| {
+            of_system_v.contains(&name) || prefixes.iter().any(|prefix| name.starts_with(prefix))
+        })
 }
 
 /// resolv.conf(5).

@@ -15,14 +15,18 @@
 //!  <state>/scratch/<id>/upper, work  what the container writes
 //!  <state>/containers/<id>/rootfs    overlay of both
 //!  <state>/containers/<id>/image-*   another image that the container sees ([`attached`])
+//!  <state>/containers/<id>/layer     the writable layer, and
+//!  <state>/containers/<id>/mapped    sources of mounts, with a user namespace's ids ([`mapped`])
 //!  <state>/volumes/<name>            a folder or file of the host ([`volumes`])
 //! ```
 //!
 //! Mounts and removals can take long, and run on the runtime's blocking threads.
 
+mod acting;
 mod attached;
 mod bus;
 mod folder;
+mod mapped;
 mod replay;
 mod rootfs;
 mod scratch;
@@ -34,6 +38,7 @@ use std::path::{Path, PathBuf};
 pub(crate) use attached::Attached;
 pub(crate) use bus::Bus;
 pub(crate) use folder::Folder;
+pub(crate) use mapped::Mapped;
 pub(crate) use rootfs::Rootfs;
 pub(crate) use scratch::Scratch;
 pub(crate) use volumes::Volumes;

@@ -11,7 +11,9 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 
-use super::{Disk, Disks, Scratch, StorageError, blocking};
+use super::acting::Acting;
+use super::{Disk, Disks, Scratch, StorageError, blocking, mapped};
+use crate::user_namespace::Users;
 
 /// The mounts and folders of a root file system, whole or in part: [`Rootfs::remove`] takes down
 /// what is there.
@@ -22,15 +24,28 @@ pub(crate) struct Rootfs {
     lower: PathBuf,
     root: PathBuf,
     layer: PathBuf,
+    /// Where the layer is with the ids of `users`.
+    mapped_layer: PathBuf,
+    /// The sandbox's user namespace, and who is root in it: what it has on disk under their usual ids.
+    users: Option<Users>,
 }
 
 impl Rootfs {
     /// Where a container's root will be: mount points in `folder`, its writable layer on `scratch`.
-    pub(crate) fn new(disk: Disk, folder: &Path, scratch: &Scratch, name: &str) -> Self {
+    /// In a user namespace its files have the ids on the disk that they have in there.
+    pub(crate) fn new(
+        disk: Disk,
+        folder: &Path,
+        scratch: &Scratch,
+        name: &str,
+        users: Option<Users>,
+    ) -> Self {
         Self {
             lower: folder.join("lower"),
             root: folder.join("rootfs"),
             layer: scratch.path().join(name),
+            mapped_layer: folder.join("layer"),
+            users,
             disk,
         }
     }
@@ -69,14 +84,22 @@ impl Rootfs {
             "copying the root's owner and mode to",
             &upper,
         ))?;
+        let (lower, layer) = match &self.users {
+            None => (lower, &self.layer),
+            Some(users) => self.map_layers(lower, &users.namespace("user"))?,
+        };
         // The layer lives and dies with the sandbox: nothing is gained by waiting for it to be
         // written ("volatile").
         let options = format!(
             "lowerdir={},upperdir={},workdir={},volatile",
             lower.display(),
-            upper.display(),
-            work.display()
+            layer.join("upper").display(),
+            layer.join("work").display()
         );
+        // It copies files up as whoever mounts it.
+        let _acting = self
+            .act()
+            .map_err(StorageError::io("mounting", &self.root))?;
         mount(
             Some("overlay"),
             &self.root,
@@ -91,9 +114,33 @@ impl Rootfs {
         })
     }
 
+    /// Has the thread make files as the root that they are for, until the answer is dropped.
+    fn act(&self) -> io::Result<Option<Acting>> {
+        let users = self.users.as_ref();
+        users
+            .map(|users| Acting::as_root_of(&users.ids))
+            .transpose()
+    }
+
     fn mount_disk(&self) -> Result<&PathBuf, StorageError> {
         mount_image(&self.disk, &self.lower)?;
         Ok(&self.lower)
+    }
+
+    /// Both layers with the ids of the user namespace at `users`: overlayfs, which cannot have its ids
+    /// mapped itself, takes its files' from them.
+    fn map_layers(&self, lower: &Path, users: &Path) -> Result<(&PathBuf, &PathBuf), StorageError> {
+        let folder = &self.mapped_layer;
+        fs::create_dir_all(folder).map_err(StorageError::io("making", folder))?;
+        let (mapped_lower, mapped_layer) = (
+            mapped::copy(lower, users)?,
+            mapped::copy(&self.layer, users)?,
+        );
+        // The copy takes the disk's place.
+        unmount(&self.lower)?;
+        mapped::attach(&mapped_lower, &self.lower)?;
+        mapped::attach(&mapped_layer, folder)?;
+        Ok((&self.lower, folder))
     }
 
     /// The real path of `path` in the root file system, where the container's processes would find
@@ -112,7 +159,8 @@ impl Rootfs {
             return Ok(self.root.clone());
         };
         let folder = self.folder_at(parent)?.join(name);
-        match fs::create_dir(&folder) {
+        let made = self.act().and_then(|_acting| fs::create_dir(&folder));
+        match made {
             Ok(()) => Ok(folder),
             // A link that leads nowhere: there is no folder behind it to make.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -144,13 +192,14 @@ impl Rootfs {
     }
 
     fn unmount_now(&self) -> Result<(), StorageError> {
-        unmount(&self.root).and(unmount(&self.lower))
+        let layers = unmount(&self.root).and(unmount(&self.mapped_layer));
+        layers.and(unmount(&self.lower))
     }
 
     fn remove_now(&self) -> Result<(), StorageError> {
         let unmounted = self.unmount_now();
         let deleted = delete(&self.layer);
-        for mount_point in [&self.root, &self.lower] {
+        for mount_point in [&self.root, &self.lower, &self.mapped_layer] {
             match fs::remove_dir(mount_point) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 result => result.map_err(StorageError::io("removing", mount_point))?,

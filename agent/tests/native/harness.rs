@@ -34,6 +34,14 @@ pub(crate) fn with_agent<F>(test: impl FnOnce(Agent) -> F)
 where
     F: Future<Output = ()>,
 {
+    with_sandbox(SetUpSandboxRequest::new(), test);
+}
+
+/// The same in a sandbox that is set up with more than the usual.
+pub(crate) fn with_sandbox<F>(set_up: SetUpSandboxRequest, test: impl FnOnce(Agent) -> F)
+where
+    F: Future<Output = ()>,
+{
     if let Some(reason) = cannot_run() {
         return isopod_tests::skip(reason);
     }
@@ -43,6 +51,7 @@ where
         .unwrap();
     runtime.block_on(async {
         let agent = Agent::start().await;
+        agent.set_up(set_up).await;
         tokio::time::timeout(PATIENCE * 5, test(agent))
             .await
             .expect("the test takes too long");
@@ -104,6 +113,8 @@ impl Agent {
     async fn start() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let folder = tempfile::tempdir().unwrap();
+        // A user namespace's root goes through it, as anybody may in a guest.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let disks = folder.path().join("disks");
         fs::create_dir_all(disks.join(SCRATCH)).unwrap();
         busybox_image(&disks.join("busybox"));
@@ -144,17 +155,15 @@ impl Agent {
             .spawn()
             .unwrap();
         let client = connect(&folder.path().join("agent.sock")).await;
-        let agent = Self {
+        Self {
             client,
             folder,
             cgroup,
             process,
-        };
-        agent.set_up().await;
-        agent
+        }
     }
 
-    async fn set_up(&self) {
+    async fn set_up(&self, more: SetUpSandboxRequest) {
         let hello = HelloRequest {
             protocol_version: AGENT_PROTOCOL_VERSION,
             ..Default::default()
@@ -164,7 +173,7 @@ impl Agent {
             sandbox_id: "sandbox".to_owned(),
             hostname: "test-pod".to_owned(),
             scratch_serial: SCRATCH.to_owned(),
-            ..Default::default()
+            ..more
         };
         self.client
             .set_up_sandbox(context(), &set_up)

@@ -14,4 +14,5 @@ mod refusals;
 mod security;
 mod stats;
 mod streams;
+mod user_namespaces;
 mod volumes;

@@ -26,7 +26,10 @@ const FEATURES: u32 = init::ASYNC_READ
     | init::ASYNC_DIO
     | init::PARALLEL_DIROPS
     | init::MAX_PAGES
-    | init::HANDLE_KILLPRIV_V2;
+    | init::HANDLE_KILLPRIV_V2
+    | init::INIT_EXT;
+/// The same of the second word.
+const MORE_FEATURES: u32 = init::ALLOW_IDMAP;
 
 /// The volumes, and what the guest knows and has open of them. Shared by the device's threads and
 /// the control thread.
@@ -166,6 +169,10 @@ impl Server {
     fn init(&self, args: &mut Arguments<'_>) -> Result<Reply, Errno> {
         let (major, minor) = (args.u32()?, args.u32()?);
         let (readahead, offered) = (args.u32()?, args.u32()?);
+        let offered_more = match offered & init::INIT_EXT {
+            0 => 0,
+            _ => args.u32()?,
+        };
         self.forget_all();
         if major > wire::MAJOR {
             // The driver comes again with our version.
@@ -187,7 +194,10 @@ impl Server {
             // Granularity of times: a nanosecond.
             .u32(1)
             .u16(TRANSFER_MAX_PAGES)
-            .raw(&[0; 34]);
+            // No alignment of mappings: there are none.
+            .u16(0)
+            .u32(offered_more & MORE_FEATURES)
+            .raw(&[0; 28]);
         Ok(Reply::Bytes(reply.0))
     }
 

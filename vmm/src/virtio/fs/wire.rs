@@ -71,6 +71,11 @@ pub(super) mod init {
     pub(crate) const PARALLEL_DIROPS: u32 = 1 << 18;
     pub(crate) const MAX_PAGES: u32 = 1 << 22;
     pub(crate) const HANDLE_KILLPRIV_V2: u32 = 1 << 28;
+    /// There is a second word of flags.
+    pub(crate) const INIT_EXT: u32 = 1 << 30;
+    /// In the second word: mounts may show files with other ids. Only what makes a file then tells whose
+    /// it is to be; every other request's ids are -1.
+    pub(crate) const ALLOW_IDMAP: u32 = 1 << (40 - 32);
 }
 
 /// `fuse_setattr_in.valid`: what SETATTR changes.

@@ -211,12 +211,6 @@ fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), FieldError> {
     let Some(security) = &linux.security_context else {
         return Ok(());
     };
-    let users = security.namespace_options.as_ref();
-    let users = users.and_then(|options| options.userns_options.as_ref());
-    FieldError::refuse_if(
-        users.is_some_and(|users| users.mode() == cri::NamespaceMode::Pod),
-        "config.linux.security_context.namespace_options.userns_options",
-    )?;
     let apparmor = security.apparmor.as_ref().is_some_and(|profile| {
         profile.profile_type() == cri::security_profile::ProfileType::Localhost
     });

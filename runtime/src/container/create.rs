@@ -20,7 +20,7 @@ use crate::events::EventKind;
 use crate::field::FieldError;
 use crate::id::ContainerId;
 use crate::image::{Image, ImageDisk};
-use crate::sandbox::{Sandbox, Undo};
+use crate::sandbox::{Sandbox, Undo, UserNamespace};
 use crate::stats::CpuRate;
 use crate::vm::Vm;
 
@@ -92,7 +92,8 @@ impl Containers {
             .find(wanted)
             .ok_or_else(|| ContainerError::NoImage(wanted.to_owned()))?;
         let id = ContainerId::random().map_err(ContainerError::io("reading", "/dev/urandom"))?;
-        let (mounts, devices) = self.resolve(request, &id).await?;
+        let users = sandbox.config.user_namespace;
+        let (mounts, devices) = self.resolve(request, &id, users).await?;
         let config = ContainerConfig::check(request, &image, mounts, devices)?;
         let plan = Plan::new(request, &image, &sandbox.config, &config)?;
         let target = match &plan.pids {
@@ -112,11 +113,12 @@ impl Containers {
         &self,
         request: &cri::ContainerConfig,
         id: &ContainerId,
+        users: Option<UserNamespace>,
     ) -> Result<(Vec<mount::Mount>, Vec<device::Device>), ContainerError> {
         let (images, id) = (self.images.clone(), id.clone());
         let (mounts, devices) = (request.mounts.clone(), request.devices.clone());
         let resolved = tokio::task::spawn_blocking(move || {
-            let mounts = mount::resolve(&mounts, &id, &images)?;
+            let mounts = mount::resolve(&mounts, &id, &images, users)?;
             Ok::<_, FieldError>((mounts, device::resolve(&devices, &id)?))
         });
         let resolved = resolved.await.map_err(|error| {

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::field::FieldError;
 use crate::id::ContainerId;
 use crate::image::ImageStore;
-use crate::sandbox::{Propagation, Volume, has_submounts};
+use crate::sandbox::{Propagation, UserNamespace, Volume, has_submounts};
 
 /// Most mounts of a container.
 const MOUNTS_MAX: usize = 1024;
@@ -55,6 +55,9 @@ pub(crate) struct Mount {
     pub(crate) propagation: Propagation,
     /// Further options.
     pub(crate) options: Vec<String>,
+    /// Its files have the ids that they have in the pod's user namespace, which is this one.
+    #[serde(default)]
+    pub(crate) users: Option<UserNamespace>,
 }
 
 /// What is mounted.
@@ -119,11 +122,15 @@ impl Mount {
             Propagation::Private => cri::MountPropagation::PropagationPrivate,
             Propagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
         };
+        let mappings = self.users.map(|users| users.mappings());
+        let [uid_mappings, gid_mappings] = mappings.unwrap_or_default();
         let mut mount = cri::Mount {
             container_path: self.container_path.clone(),
             readonly: self.read_only,
             recursive_read_only: self.recursive_read_only,
             propagation: propagation.into(),
+            uid_mappings,
+            gid_mappings,
             mount_options: self.options.clone(),
             ..Default::default()
         };
@@ -141,8 +148,8 @@ impl Mount {
     }
 }
 
-/// Checks a container's mounts and finds what they are of: host paths are resolved, images looked
-/// up. Nothing is opened or made. Blocking.
+/// Checks the mounts of a container in a pod with the user namespace `users`, and finds what they are
+/// of: host paths are resolved, images looked up. Nothing is opened or made. Blocking.
 ///
 /// # Errors
 ///
@@ -151,6 +158,7 @@ pub(crate) fn resolve(
     asked: &[cri::Mount],
     id: &ContainerId,
     images: &ImageStore,
+    users: Option<UserNamespace>,
 ) -> Result<Vec<Mount>, FieldError> {
     if asked.len() > MOUNTS_MAX {
         let reason = format!("has more than {MOUNTS_MAX} entries");
@@ -162,7 +170,7 @@ pub(crate) fn resolve(
             Some(image) => image_source(mount, image, id, mounts.len(), images)?,
             None => host_source(mount)?,
         };
-        mounts.push(check(mount, source)?);
+        mounts.push(check(mount, source, users)?);
     }
     Ok(mounts)
 }
@@ -176,7 +184,11 @@ fn error(field: &str, mount: &cri::Mount, reason: impl std::fmt::Display) -> Fie
 }
 
 /// What holds for every mount.
-fn check(mount: &cri::Mount, source: Source) -> Result<Mount, FieldError> {
+fn check(
+    mount: &cri::Mount,
+    source: Source,
+    users: Option<UserNamespace>,
+) -> Result<Mount, FieldError> {
     let target = Path::new(&mount.container_path);
     let plain = target
         .components()
@@ -197,14 +209,7 @@ fn check(mount: &cri::Mount, source: Source) -> Result<Mount, FieldError> {
         let reason = "needs `readonly`, and propagation to be private";
         return Err(error("recursive_read_only", mount, reason));
     }
-    for (field, ids) in [
-        ("uidMappings", &mount.uid_mappings),
-        ("gidMappings", &mount.gid_mappings),
-    ] {
-        if !ids.is_empty() {
-            return Err(error(field, mount, "is not supported yet"));
-        }
-    }
+    let users = check_mappings(mount, users)?;
     if let Some(wrong) = mount
         .mount_options
         .iter()
@@ -231,7 +236,43 @@ fn check(mount: &cri::Mount, source: Source) -> Result<Mount, FieldError> {
         recursive_read_only: mount.recursive_read_only,
         propagation,
         options: mount.mount_options.clone(),
+        users,
     })
+}
+
+/// The pod's user namespace for a mount that has its ids, none for one that has none. The guest has no
+/// other to map them with.
+fn check_mappings(
+    mount: &cri::Mount,
+    users: Option<UserNamespace>,
+) -> Result<Option<UserNamespace>, FieldError> {
+    let lists = [&mount.uid_mappings, &mount.gid_mappings];
+    if lists.iter().all(|ids| ids.is_empty()) {
+        return Ok(None);
+    }
+    let Some(users) = users else {
+        let field = if lists[0].is_empty() {
+            "gidMappings"
+        } else {
+            "uidMappings"
+        };
+        return Err(error(field, mount, "needs a pod with a user namespace"));
+    };
+    let wanted = users.mappings();
+    for ((field, asked), wanted) in ["uidMappings", "gidMappings"]
+        .iter()
+        .zip(lists)
+        .zip(&wanted)
+    {
+        if asked != wanted {
+            return Err(error(
+                field,
+                mount,
+                "is not that of the pod's user namespace",
+            ));
+        }
+    }
+    Ok(Some(users))
 }
 
 fn has_nul(path: &Path) -> bool {
@@ -339,7 +380,7 @@ mod tests {
     }
 
     fn resolved(mount: &cri::Mount) -> Result<Mount, FieldError> {
-        check(mount, host_source(mount)?)
+        check(mount, host_source(mount)?, None)
     }
 
     fn refused(mount: &cri::Mount) -> String {
@@ -381,6 +422,41 @@ mod tests {
                 "{path:?}"
             );
         }
+    }
+
+    #[test]
+    fn ids_are_mapped_as_the_pods_are_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let mapping = |host_id| {
+            vec![cri::IdMapping {
+                host_id,
+                container_id: 0,
+                length: 65_536,
+            }]
+        };
+        let options = cri::UserNamespace {
+            mode: cri::NamespaceMode::Pod.into(),
+            uids: mapping(100_000),
+            gids: mapping(200_000),
+        };
+        let users = UserNamespace::check(Some(&options), "users").unwrap();
+        let with = |uids: Vec<cri::IdMapping>, gids: Vec<cri::IdMapping>| {
+            let mut mount = asked(dir.path());
+            (mount.uid_mappings, mount.gid_mappings) = (uids, gids);
+            let checked = check(&mount, host_source(&mount).unwrap(), users);
+            checked.map_err(|error| error.field)
+        };
+        let mapped = with(options.uids.clone(), options.gids.clone()).unwrap();
+        assert_eq!(mapped.users, users);
+        assert_eq!(mapped.to_cri().uid_mappings, options.uids);
+        assert_eq!(mapped.to_cri().gid_mappings, options.gids);
+        assert_eq!(with(Vec::new(), Vec::new()).unwrap().users, None);
+        let uids = Err("config.mounts.uidMappings".to_owned());
+        let gids = Err("config.mounts.gidMappings".to_owned());
+        assert_eq!(with(mapping(1), options.gids.clone()), uids);
+        assert_eq!(with(Vec::new(), options.gids.clone()), uids);
+        assert_eq!(with(options.uids.clone(), mapping(1)), gids);
+        assert_eq!(with(options.uids.clone(), Vec::new()), gids);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::error::CriError;
 use super::{Cri, container_status};
 use crate::clock;
-use crate::sandbox::{Sandbox, SandboxState};
+use crate::sandbox::{Sandbox, SandboxState, UserNamespace};
 
 pub(super) async fn pod_sandbox_status(
     cri: &Cri,
@@ -66,6 +66,7 @@ pub(super) fn status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
             namespaces: Some(cri::Namespace {
                 options: Some(cri::NamespaceOption {
                     pid: pid.into(),
+                    userns_options: pod.user_namespace.map(UserNamespace::to_cri),
                     ..Default::default()
                 }),
             }),

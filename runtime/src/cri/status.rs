@@ -26,7 +26,7 @@ pub(super) async fn status(cri: &Cri, request: &StatusRequest) -> StatusResponse
         name: (*name).to_owned(),
         features: Some(RuntimeHandlerFeatures {
             recursive_read_only_mounts: true,
-            user_namespaces: false,
+            user_namespaces: true,
         }),
     });
     let mut response = StatusResponse {
@@ -47,6 +47,14 @@ pub(super) async fn status(cri: &Cri, request: &StatusRequest) -> StatusResponse
             "config": *cri.config,
         });
         response.info.insert("info".to_owned(), info.to_string());
+        // Under containerd's names: tools ask which file system it is on.
+        let folders = json!({
+            "rootDir": cri.config.root_dir,
+            "stateDir": cri.config.state_dir,
+        });
+        response
+            .info
+            .insert("config".to_owned(), folders.to_string());
     }
     response
 }

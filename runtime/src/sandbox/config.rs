@@ -8,10 +8,14 @@ use isopod_proto::cri;
 use serde::{Deserialize, Serialize};
 
 use super::size::GuestSize;
+use super::users::UserNamespace;
 use crate::cgroup::check_parent;
 use crate::config::VmConfig;
 use crate::field::FieldError;
 use crate::network::PortMapping;
+
+/// Where a request asks for a user namespace, a pod's and a container's.
+pub(crate) const USERS: &str = "config.linux.security_context.namespace_options.userns_options";
 
 /// Longest host name (`gethostname(2)`, `HOST_NAME_MAX`).
 const HOSTNAME_MAX: usize = 64;
@@ -47,6 +51,9 @@ pub(crate) struct PodConfig {
     /// What the pod's containers do with the pod's pid namespace, for the status alone: each
     /// container says it for itself.
     pub(crate) shares_pids: bool,
+    /// Its containers' root is not the guest's.
+    #[serde(default)]
+    pub(crate) user_namespace: Option<UserNamespace>,
     /// The pod's cgroup on the host, in which its VMM gets one of its own; empty: the root.
     pub(crate) cgroup_parent: String,
     /// The guest's processors and memory.
@@ -93,7 +100,10 @@ impl PodConfig {
         check_parent(&linux.cgroup_parent)?;
         let size = GuestSize::of(&linux, defaults)?;
         let security = linux.security_context.unwrap_or_default();
-        let shares_pids = check_namespaces(security.namespace_options.as_ref())?;
+        let namespaces = security.namespace_options.as_ref();
+        let shares_pids = check_namespaces(namespaces)?;
+        let users = namespaces.and_then(|options| options.userns_options.as_ref());
+        let user_namespace = UserNamespace::check(users, USERS)?;
         let dns = config.dns_config.unwrap_or_default();
         Ok(Self {
             name: metadata.name,
@@ -113,6 +123,7 @@ impl PodConfig {
             sysctls: linux.sysctls.into_iter().collect(),
             privileged: security.privileged,
             shares_pids,
+            user_namespace,
             cgroup_parent: linux.cgroup_parent,
             size,
         })
@@ -203,14 +214,6 @@ fn check_namespaces(options: Option<&cri::NamespaceOption>) -> Result<bool, Fiel
             }
             cri::NamespaceMode::Pod | cri::NamespaceMode::Container => {}
         }
-    }
-    if let Some(users) = &options.userns_options
-        && users.mode() == cri::NamespaceMode::Pod
-    {
-        return Err(FieldError::new(
-            field("userns_options"),
-            "is not supported yet",
-        ));
     }
     Ok(options.pid() == cri::NamespaceMode::Pod)
 }

@@ -31,6 +31,7 @@ mod scratch;
 mod size;
 mod stop;
 mod undo;
+mod users;
 mod volumes;
 
 use std::path::{Path, PathBuf};
@@ -41,13 +42,14 @@ use std::time::Duration;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, watch};
 
 use self::changes::Changes;
-pub(crate) use self::config::{Dns, PodConfig};
+pub(crate) use self::config::{Dns, PodConfig, USERS};
 pub(crate) use self::error::SandboxError;
 pub(crate) use self::processors::{ProcessorSet, Processors};
 pub(crate) use self::record::{SandboxPhase, SandboxRecord};
 pub(crate) use self::scratch::ScratchError;
 use self::scratch::ScratchTemplate;
 pub(crate) use self::undo::Undo;
+pub(crate) use self::users::UserNamespace;
 pub(crate) use self::volumes::{Propagation, Volume, Volumes, has_submounts};
 use crate::cgroup::Cgroups;
 use crate::config::{Config, VmConfig};

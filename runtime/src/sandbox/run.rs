@@ -1,5 +1,6 @@
 //! From a request to a guest whose agent answers.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -14,7 +15,8 @@ use tracing::Instrument;
 
 use super::{
     PodConfig, Processors, SCRATCH_SERIAL, Sandbox, SandboxError, SandboxPhase, SandboxRecord,
-    SandboxState, Sandboxes, Undo, Volumes, create_private_dir, remove_cgroup, remove_dir,
+    SandboxState, Sandboxes, Undo, UserNamespace, Volumes, create_private_dir, remove_cgroup,
+    remove_dir,
 };
 use crate::chain::chain;
 use crate::clock;
@@ -331,12 +333,30 @@ fn resolver(dns: &super::Dns) -> Dns {
     }
 }
 
+/// Those that were asked for. The network is the guest's, and so a right over it that is held in a user
+/// namespace counts for nothing: every user may do what the root of a container usually may.
+fn sysctls(pod: &PodConfig) -> HashMap<String, String> {
+    let mut all: HashMap<_, _> = pod.sysctls.clone().into_iter().collect();
+    if pod.user_namespace.is_some() {
+        for (name, value) in [
+            ("net.ipv4.ip_unprivileged_port_start", "0"),
+            ("net.ipv4.ping_group_range", "0 2147483647"),
+        ] {
+            if !all.keys().any(|asked| asked.replace('/', ".") == name) {
+                all.insert(name.to_owned(), value.to_owned());
+            }
+        }
+    }
+    all
+}
+
 fn set_up_request(record: &SandboxRecord) -> SetUpSandboxRequest {
     let pod = &record.config;
     SetUpSandboxRequest {
         sandbox_id: record.id.to_string(),
         hostname: pod.hostname.clone(),
-        sysctls: pod.sysctls.clone().into_iter().collect(),
+        sysctls: sysctls(pod),
+        user_namespace: pod.user_namespace.map(UserNamespace::to_agent).into(),
         dns: Some(resolver(&pod.dns)).into(),
         scratch_serial: SCRATCH_SERIAL.to_owned(),
         clock_ns: clock::now_ns(),

@@ -18,5 +18,6 @@ mod run;
 mod security;
 mod stats;
 mod streaming;
+mod user_namespaces;
 mod volumes;
 mod walkthrough;

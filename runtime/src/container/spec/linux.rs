@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::seccomp;
 use crate::container::device::{Device, DeviceSource};
 use crate::field::FieldError;
+use crate::sandbox::UserNamespace;
 
 /// Hidden when the caller gives no list of its own, as in containerd.
 const MASKED: [&str; 11] = [
@@ -38,17 +39,30 @@ const CPU_SHARES: std::ops::RangeInclusive<i64> = 2..=262_144;
 const CPU_PERIOD_US: std::ops::RangeInclusive<i64> = 1000..=1_000_000;
 const CPU_QUOTA_MIN_US: i64 = 1000;
 
+/// What is not the guest's.
+#[derive(Debug)]
+pub(super) struct Owned {
+    /// IPC objects: the container's own.
+    pub(super) ipc: bool,
+    /// Pids: the container's own.
+    pub(super) pids: bool,
+    /// Users: the pod's own.
+    pub(super) users: Option<UserNamespace>,
+}
+
 pub(super) fn linux(
     security: &cri::LinuxContainerSecurityContext,
     resources: &cri::LinuxContainerResources,
-    own_ipc: bool,
-    own_pids: bool,
+    owned: &Owned,
 ) -> Result<Value, FieldError> {
     let mut linux = json!({
-        "namespaces": namespaces(security.privileged, own_ipc, own_pids),
+        "namespaces": namespaces(security.privileged, owned),
         "resources": resources_of(resources, security.privileged)?,
         "rootfsPropagation": "private",
     });
+    if let Some(users) = owned.users {
+        [linux["uidMappings"], linux["gidMappings"]] = users.to_oci();
+    }
     if !security.privileged {
         linux["maskedPaths"] = paths("masked_paths", &security.masked_paths, &MASKED)?;
         linux["readonlyPaths"] = paths("readonly_paths", &security.readonly_paths, &READ_ONLY)?;
@@ -59,12 +73,15 @@ pub(super) fn linux(
     Ok(linux)
 }
 
-fn namespaces(privileged: bool, own_ipc: bool, own_pids: bool) -> Value {
+fn namespaces(privileged: bool, owned: &Owned) -> Value {
+    let users = owned.users.is_some();
     let wanted = [
         ("mount", true),
-        ("cgroup", !privileged),
-        ("ipc", own_ipc),
-        ("pid", own_pids),
+        // Only who owns it can mount its file system.
+        ("cgroup", !privileged || users),
+        ("ipc", owned.ipc),
+        ("pid", owned.pids),
+        ("user", users),
     ];
     let wanted = wanted.into_iter().filter(|(_, wanted)| *wanted);
     wanted.map(|(name, _)| json!({ "type": name })).collect()

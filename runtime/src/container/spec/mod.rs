@@ -25,7 +25,7 @@ use serde_json::json;
 use super::ContainerConfig;
 use crate::field::FieldError;
 use crate::image::Image;
-use crate::sandbox::PodConfig;
+use crate::sandbox::{PodConfig, USERS, UserNamespace};
 
 /// The form of the spec (OCI runtime-spec).
 const OCI_VERSION: &str = "1.2.0";
@@ -79,26 +79,33 @@ impl Plan {
         let namespaces = security.namespace_options.clone().unwrap_or_default();
         let pids = pid_mode(&namespaces)?;
         let own_ipc = own_ipc(&namespaces)?;
+        let users = pod.user_namespace;
+        check_users(&namespaces, users, own)?;
         let resources = linux.resources.unwrap_or_default();
         // What the image declares as volumes is writable whatever the root is.
         let writable = match security.readonly_rootfs {
             true => image_volumes(image),
             false => Vec::new(),
         };
-        let mut linux = linux::linux(&security, &resources, own_ipc, pids == PidMode::Container)?;
+        let owned = linux::Owned {
+            ipc: own_ipc,
+            pids: pids == PidMode::Container,
+            users,
+        };
+        let mut linux = linux::linux(&security, &resources, &owned)?;
         linux::add_devices(&mut linux, &own.devices);
         let spec = json!({
             "ociVersion": OCI_VERSION,
             "process": process::process(config, image, pod, &security, &resources)?,
             "root": { "path": "rootfs", "readonly": security.readonly_rootfs },
-            "mounts": mounts::mounts(security.privileged, own_ipc, &own.mounts, &writable),
+            "mounts": mounts::mounts(security.privileged, &owned, &own.mounts, &writable),
             "linux": linux,
         });
         let spec = spec.to_string().into_bytes();
         if spec.len() > SPEC_MAX {
             return Err(FieldError::new("config", "makes a spec of more than 2 MiB"));
         }
-        let user = identity::user(&security, image)?;
+        let user = identity::user(&security, image, users.as_ref())?;
         Ok(Self {
             spec,
             user,
@@ -142,6 +149,23 @@ fn own_ipc(options: &cri::NamespaceOption) -> Result<bool, FieldError> {
             "TARGET is for pid alone",
         )),
     }
+}
+
+/// A container says the same of the user namespace as its pod.
+fn check_users(
+    options: &cri::NamespaceOption,
+    of_pod: Option<UserNamespace>,
+    own: &ContainerConfig,
+) -> Result<(), FieldError> {
+    let asked = UserNamespace::check(options.userns_options.as_ref(), USERS)?;
+    if asked != of_pod {
+        return Err(FieldError::new(USERS, "is not the same as the pod's"));
+    }
+    if of_pod.is_some() && !own.devices.is_empty() {
+        let reason = "are root's in the guest, which nobody in the pod's user namespace is";
+        return Err(FieldError::new("config.devices", reason));
+    }
+    Ok(())
 }
 
 fn of_host(name: &str) -> FieldError {

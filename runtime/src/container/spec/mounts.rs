@@ -4,7 +4,9 @@ use std::path::{Component, Path};
 
 use serde_json::{Value, json};
 
+use super::linux::Owned;
 use crate::container::mount::{Mount, Source};
+use crate::sandbox::UserNamespace;
 
 /// Every mount in order. The usual ones give way to those that were asked for at the same place; a
 /// mount comes before those below it.
@@ -12,11 +14,11 @@ use crate::container::mount::{Mount, Source};
 /// `writable` are the folders that stay writable whatever the root is.
 pub(super) fn mounts(
     privileged: bool,
-    own_ipc: bool,
+    owned: &Owned,
     asked: &[Mount],
     writable: &[String],
 ) -> Vec<Value> {
-    let mut mounts = usual(privileged, own_ipc);
+    let mut mounts = usual(privileged, owned);
     let own = writable.iter().filter(|path| is_plain(path));
     mounts.extend(own.map(|path| {
         json!({ "destination": path, "type": "own", "options": ["rbind", "rprivate", "rw"] })
@@ -62,18 +64,30 @@ fn bind(mount: &Mount) -> Value {
     let mut options = vec!["rbind", "rprivate", access];
     options.extend(always);
     options.extend(mount.options.iter().map(String::as_str));
-    json!({
+    let mut bind = json!({
         "destination": mount.container_path,
         "type": kind,
         "source": source,
         "options": options,
-    })
+    });
+    if let Some(users) = mount.users {
+        map(&mut bind, users);
+    }
+    bind
 }
 
-/// `own_ipc`: the container has an IPC namespace, and with it shared memory, of its own.
-fn usual(privileged: bool, own_ipc: bool) -> Vec<Value> {
-    let kernel = if privileged { "rw" } else { "ro" };
-    let shm = if own_ipc {
+/// Its files have the ids that they have in the user namespace.
+fn map(mount: &mut Value, users: UserNamespace) {
+    [mount["uidMappings"], mount["gidMappings"]] = users.to_oci();
+}
+
+fn usual(privileged: bool, owned: &Owned) -> Vec<Value> {
+    let (kernel, all) = if privileged {
+        ("rw", "rw")
+    } else {
+        ("ro", "rro")
+    };
+    let mut shm = if owned.ipc {
         json!({
             "destination": "/dev/shm",
             "type": "tmpfs",
@@ -89,6 +103,24 @@ fn usual(privileged: bool, own_ipc: bool) -> Vec<Value> {
             "options": ["rbind", "rprivate", "nosuid", "noexec", "nodev", "rw"],
         })
     };
+    let sys = match owned.users {
+        None => json!({
+            "destination": "/sys",
+            "type": "sysfs",
+            "source": "sysfs",
+            "options": ["nosuid", "noexec", "nodev", kernel],
+        }),
+        // The kernel makes a new one only for who owns the network, which is the guest's.
+        Some(_) => json!({
+            "destination": "/sys",
+            "type": "bind",
+            "source": "/sys",
+            "options": ["rbind", "rprivate", "nosuid", "noexec", "nodev", all],
+        }),
+    };
+    if let (Some(users), false) = (owned.users, owned.ipc) {
+        map(&mut shm, users);
+    }
     vec![
         json!({
             "destination": "/proc",
@@ -114,12 +146,7 @@ fn usual(privileged: bool, own_ipc: bool) -> Vec<Value> {
             "source": "mqueue",
             "options": ["nosuid", "noexec", "nodev"],
         }),
-        json!({
-            "destination": "/sys",
-            "type": "sysfs",
-            "source": "sysfs",
-            "options": ["nosuid", "noexec", "nodev", kernel],
-        }),
+        sys,
         json!({
             "destination": "/sys/fs/cgroup",
             "type": "cgroup",

@@ -235,6 +235,7 @@ fn host_mount(container_path: &str, volume: &str, read_only: bool) -> Mount {
         recursive_read_only: false,
         propagation: Propagation::Private,
         options: vec!["noexec".into()],
+        users: None,
     }
 }
 
@@ -326,4 +327,145 @@ fn a_device_that_every_kernel_has_gets_a_node_and_a_rule() {
         "allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw"
     });
     assert_eq!(rules.last(), Some(&rule));
+}
+
+fn users() -> cri::UserNamespace {
+    let range = |host_id| {
+        vec![cri::IdMapping {
+            host_id,
+            container_id: 0,
+            length: 65_536,
+        }]
+    };
+    cri::UserNamespace {
+        mode: cri::NamespaceMode::Pod.into(),
+        uids: range(100_000),
+        gids: range(200_000),
+    }
+}
+
+/// A plan in a pod with [`users`], of a container that asks for `asked`.
+fn plan_with_users(
+    asked: Option<cri::UserNamespace>,
+    change: impl FnOnce(&mut cri::LinuxContainerSecurityContext),
+    own: &ContainerConfig,
+) -> Result<Value, FieldError> {
+    let mut pod = pod();
+    pod.privileged = true;
+    pod.user_namespace = UserNamespace::check(Some(&users()), "users").unwrap();
+    let mut security = cri::LinuxContainerSecurityContext {
+        namespace_options: Some(cri::NamespaceOption {
+            userns_options: asked,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    change(&mut security);
+    let plan = Plan::new(&with_security(security), &image("{}"), &pod, own)?;
+    Ok(serde_json::from_slice(&plan.spec).unwrap())
+}
+
+#[test]
+fn a_container_joins_the_pods_users_and_owns_what_it_mounts() {
+    for privileged in [false, true] {
+        let mut mount = host_mount("/data", "v1", false);
+        mount.users = UserNamespace::check(Some(&users()), "users").unwrap();
+        let own = checked(&[mount, host_mount("/plain", "v1", false)]);
+        let privileged = |security: &mut cri::LinuxContainerSecurityContext| {
+            security.privileged = privileged;
+        };
+        let spec = plan_with_users(Some(users()), privileged, &own).unwrap();
+        let namespaces = spec["linux"]["namespaces"].as_array().unwrap();
+        for name in ["user", "cgroup"] {
+            assert!(namespaces.contains(&json!({ "type": name })), "{name}");
+        }
+        let uids = json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]);
+        let gids = json!([{ "containerID": 0, "hostID": 200_000, "size": 65_536 }]);
+        assert_eq!(spec["linux"]["uidMappings"], uids);
+        assert_eq!(spec["linux"]["gidMappings"], gids);
+        let mounts = spec["mounts"].as_array().unwrap();
+        let at = |path: &str| mounts.iter().find(|mount| mount["destination"] == path);
+        for path in ["/data", "/dev/shm"] {
+            assert_eq!(at(path).unwrap()["uidMappings"], uids, "{path}");
+            assert_eq!(at(path).unwrap()["gidMappings"], gids, "{path}");
+        }
+        assert!(at("/plain").unwrap().get("uidMappings").is_none());
+        assert_eq!(at("/sys").unwrap()["type"], "bind");
+        serde_json::from_value::<oci_spec::runtime::Spec>(spec.clone()).unwrap();
+    }
+}
+
+#[test]
+fn other_users_than_the_pods_are_refused_by_name() {
+    let own = checked(&[]);
+    let node = cri::UserNamespace {
+        mode: cri::NamespaceMode::Node.into(),
+        ..Default::default()
+    };
+    let mut other = users();
+    other.gids[0].host_id = 1;
+    for asked in [None, Some(node), Some(other)] {
+        let refused = plan_with_users(asked, |_| {}, &own).unwrap_err();
+        assert_eq!(refused.field, USERS);
+    }
+    // And in a pod that has none.
+    let security = cri::LinuxContainerSecurityContext {
+        namespace_options: Some(cri::NamespaceOption {
+            userns_options: Some(users()),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let refused = plan(&with_security(security), "{}").unwrap_err();
+    assert_eq!(refused.field, USERS);
+}
+
+#[test]
+fn ids_and_devices_that_the_users_do_not_have_are_refused_by_name() {
+    let refused = |change: fn(&mut cri::LinuxContainerSecurityContext), own: &ContainerConfig| {
+        let error = plan_with_users(Some(users()), change, own).unwrap_err();
+        error.field
+    };
+    let path = "config.linux.security_context.";
+    let own = checked(&[]);
+    let beyond = Some(cri::Int64Value { value: 65_536 });
+    assert_eq!(
+        refused(
+            |s| s.run_as_user = Some(cri::Int64Value { value: 65_536 }),
+            &own
+        ),
+        format!("{path}run_as_user")
+    );
+    assert!(
+        plan_with_users(
+            Some(users()),
+            |s| s.run_as_user = Some(cri::Int64Value { value: 65_535 }),
+            &own
+        )
+        .is_ok()
+    );
+    let group = plan_with_users(
+        Some(users()),
+        |s| {
+            s.run_as_user = Some(cri::Int64Value { value: 1 });
+            s.run_as_group = beyond;
+        },
+        &own,
+    );
+    assert_eq!(group.unwrap_err().field, format!("{path}run_as_group"));
+    assert_eq!(
+        refused(|s| s.supplemental_groups = vec![1, 70_000], &own),
+        format!("{path}supplemental_groups")
+    );
+    let mut with_device = checked(&[]);
+    with_device.devices = vec![Device {
+        container_path: "/dev/fuse".into(),
+        access: "rw".into(),
+        mode: 0o666,
+        source: DeviceSource::Guest {
+            major: 10,
+            minor: 229,
+        },
+    }];
+    assert_eq!(refused(|_| {}, &with_device), "config.devices");
 }

@@ -1,4 +1,4 @@
-//! Disks of a guest: virtio block devices on the PCI bus.
+//! Disks of a guest: virtio block devices and persistent memory on the PCI bus.
 //!
 //! A disk that was added while the guest ran is found by asking the kernel to look at the bus again
 //! (`/sys/bus/pci/rescan`), by its serial number, never by the order in which it appeared. The
@@ -17,15 +17,17 @@ use rustix::io::read;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::{Disk, StorageError, blocking};
+use super::{Disk, StorageError, blocking, function};
 use crate::container::Serial;
 use crate::descriptor::watch;
 
 const BLOCK_DEVICES: &str = "/sys/block";
 const RESCAN: &str = "/sys/bus/pci/rescan";
 
-/// Prefix of virtio block devices' names.
-const NAME_PREFIX: &str = "vd";
+/// Prefixes of names: virtio block devices, which say their serial, and persistent memory, whose
+/// function on the bus has it as vendor data.
+const BLK_PREFIX: &str = "vd";
+const PMEM_PREFIX: &str = "pmem";
 
 /// How long a disk may take to appear after the bus was searched.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -81,17 +83,16 @@ impl Bus {
         };
         let device = Path::new(BLOCK_DEVICES).join(name).join("device");
         blocking(move || {
-            // The block device's parent is the virtio device, and that one's the PCI function.
-            let virtio = match fs::canonicalize(&device) {
+            let function = match function::behind(&device) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                 result => result.map_err(StorageError::io("resolving", &device))?,
             };
-            let Some(function) = virtio.parent() else {
+            // Not on the PCI bus: this disk cannot come off.
+            let Some(function) = function else {
                 return Ok(());
             };
             let remove = function.join("remove");
             match fs::write(&remove, "1") {
-                // Not on the PCI bus: this disk cannot come off.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                 result => result.map_err(StorageError::io("detaching a disk through", &remove)),
             }
@@ -141,16 +142,24 @@ fn known(serial: &Serial) -> Option<Disk> {
     let entries = fs::read_dir(BLOCK_DEVICES).ok()?;
     entries.flatten().find_map(|entry| {
         let name = entry.file_name();
-        let is_disk = name
-            .to_str()
-            .is_some_and(|name| name.starts_with(NAME_PREFIX));
-        if !is_disk || read_serial(&entry.path())? != serial.as_str() {
+        let text = name.to_str()?;
+        let memory = text.starts_with(PMEM_PREFIX);
+        let said = if memory {
+            let function = function::behind(&entry.path().join("device")).ok()??;
+            String::from_utf8(function::vendor_data(&function)?).ok()?
+        } else if text.starts_with(BLK_PREFIX) {
+            read_serial(&entry.path())?
+        } else {
+            return None;
+        };
+        if said != serial.as_str() {
             return None;
         }
         let node = PathBuf::from("/dev").join(name);
         node.exists().then(|| Disk {
             serial: serial.clone(),
             node,
+            memory,
         })
     })
 }

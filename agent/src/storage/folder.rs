@@ -28,6 +28,7 @@ impl Folder {
             return Ok(Disk {
                 serial: serial.clone(),
                 node,
+                memory: false,
             });
         }
         Err(StorageError::NotFound {

@@ -26,6 +26,7 @@ mod acting;
 mod attached;
 mod bus;
 mod folder;
+mod function;
 mod mapped;
 mod replay;
 mod rootfs;
@@ -143,6 +144,8 @@ pub(crate) struct Disk {
     pub(crate) serial: Serial,
     /// A block device, an image file, or a folder.
     pub(crate) node: PathBuf,
+    /// It is persistent memory, which a file system reads in place (DAX).
+    pub(crate) memory: bool,
 }
 
 impl Disks {

@@ -211,12 +211,14 @@ impl Rootfs {
 
 /// Mounts the EROFS file system on a disk, read-only.
 pub(super) fn mount_image(disk: &Disk, path: &Path) -> Result<(), StorageError> {
+    // Read where it lies: nothing of it is kept in this guest's page cache.
+    let options = disk.memory.then_some("dax=always");
     mount(
         Some(&disk.node),
         path,
         Some("erofs"),
         MsFlags::MS_RDONLY,
-        None::<&str>,
+        options,
     )
     .map_err(|source| StorageError::Mount {
         what: "the image's disk",

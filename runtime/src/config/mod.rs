@@ -67,12 +67,26 @@ pub(crate) struct VmConfig {
     pub(crate) max_vcpus: u32,
     /// Size of the sandbox's writable disk.
     pub(crate) scratch_mib: u64,
+    /// What an image is to a guest.
+    pub(crate) image_device: ImageDevice,
     /// How long a guest may take to answer after the VMM was started.
     pub(crate) start_timeout_ms: u64,
     /// Appended to the guest's kernel command line.
     pub(crate) kernel_args: String,
     /// Write the guest's console to `console.log` in the sandbox's folder. Slow.
     pub(crate) debug_console: bool,
+}
+
+/// What an image is to a guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ImageDevice {
+    /// A disk, whose pages the guest keeps in its own memory.
+    #[default]
+    #[serde(rename = "virtio-blk")]
+    Blk,
+    /// Memory of the host, which all guests share.
+    #[serde(rename = "virtio-pmem")]
+    Pmem,
 }
 
 /// Images and where they come from.
@@ -183,6 +197,7 @@ impl Default for VmConfig {
             memory_mib: 256,
             max_vcpus: 2,
             scratch_mib: 10 * 1024,
+            image_device: ImageDevice::default(),
             start_timeout_ms: 30_000,
             kernel_args: String::new(),
             debug_console: false,

@@ -16,6 +16,7 @@ use super::{
     Container, ContainerError, ContainerState, Containers, Removed, device, full_name, log, mount,
 };
 use crate::clock;
+use crate::config::ImageDevice;
 use crate::events::EventKind;
 use crate::field::FieldError;
 use crate::id::ContainerId;
@@ -205,7 +206,8 @@ impl Containers {
         let opened = opened.map_err(|error| {
             ContainerError::io("opening", "the image's disk")(std::io::Error::other(error))
         })?;
-        let (disk, files) = describe(serial, opened?);
+        let (mut disk, files) = describe(serial, opened?);
+        disk.pmem = self.image_device == ImageDevice::Pmem;
         put_on_bus(disk, files, vm, undo).await
     }
 }

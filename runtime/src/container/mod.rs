@@ -51,6 +51,7 @@ use self::record::ContainerPhase;
 pub(crate) use self::record::ContainerUser;
 pub(crate) use self::signal::Signal;
 pub(crate) use self::state::{ContainerExit, ContainerState};
+use crate::config::ImageDevice;
 use crate::events::{EventKind, Events};
 use crate::id::{ContainerId, SandboxId};
 use crate::image::ImageStore;
@@ -66,6 +67,7 @@ const SERIAL_LEN: usize = 20;
 #[derive(Debug)]
 pub(crate) struct Containers {
     images: ImageStore,
+    image_device: ImageDevice,
     records: Records,
     events: Arc<Events>,
     table: Table<Container>,
@@ -101,9 +103,15 @@ struct Removed(bool);
 
 impl Containers {
     /// No containers yet: [`recover`](Self::recover) finds those of an earlier daemon.
-    pub(crate) fn new(images: ImageStore, records: Records, events: Arc<Events>) -> Self {
+    pub(crate) fn new(
+        images: ImageStore,
+        image_device: ImageDevice,
+        records: Records,
+        events: Arc<Events>,
+    ) -> Self {
         Self {
             images,
+            image_device,
             records,
             events,
             table: Table::default(),

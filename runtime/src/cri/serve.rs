@@ -105,7 +105,12 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
         Arc::clone(&events),
     )?;
     let sandboxes = Arc::new(sandboxes);
-    let containers = Containers::new(images.clone(), records, Arc::clone(&events));
+    let containers = Containers::new(
+        images.clone(),
+        config.vm.image_device,
+        records,
+        Arc::clone(&events),
+    );
     let containers = Arc::new(containers);
     get_container_events::describe_pods(&events, Arc::downgrade(&containers));
     recover(&sandboxes, &containers).await?;

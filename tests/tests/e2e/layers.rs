@@ -221,11 +221,55 @@ fn the_tree_in_the_container_is_the_one_that_the_layers_describe() -> Result<()>
         node.cri().pull(&image("layers"))?;
         let pod = node.cri().run_pod(pod_config(node, "layers"))?;
         let id = node.start(&pod, container_config("c", "layers", &["sleep", "10000"]))?;
-        check_tree(&tree(node, &id)?);
-        check_contents(node, &id)?;
-        check_attributes(node, &id)?;
-        let digest = node.exec(&id, "sha256sum < /data/big | cut -c 1-64")?;
-        assert_eq!(String::from_utf8(digest)?.trim(), big_file_digest());
+        check_all(node, &id)
+    })
+}
+
+fn check_all(node: &Node, id: &str) -> Result<()> {
+    check_tree(&tree(node, id)?);
+    check_contents(node, id)?;
+    check_attributes(node, id)?;
+    let digest = node.exec(id, "sha256sum < /data/big | cut -c 1-64")?;
+    assert_eq!(String::from_utf8(digest)?.trim(), big_file_digest());
+    Ok(())
+}
+
+/// Names of the guest's block devices, but for ones that are always there.
+fn disks(node: &Node, id: &str) -> Result<String> {
+    let names = node.exec(id, "ls /sys/block | grep -v -e loop -e ram | tr '\\n' ' '")?;
+    Ok(String::from_utf8(names)?)
+}
+
+#[test]
+fn an_image_can_be_memory_that_the_host_shares_and_the_guest_does_not_keep() -> Result<()> {
+    node::run(Options::kvm().vm("image_device", "virtio-pmem"), |node| {
+        node.cri().pull(&image("layers"))?;
+        let pod = node.cri().run_pod(pod_config(node, "memory"))?;
+        let sleep = |name| container_config(name, "layers", &["sleep", "10000"]);
+        let id = node.start(&pod, sleep("first"))?;
+        assert_eq!(disks(node, &id)?, "pmem0 vda ", "vda is the writable disk");
+        let cached = || -> Result<u64> {
+            let text = node.exec(&id, "grep ^Cached /proc/meminfo | tr -dc 0-9")?;
+            Ok(String::from_utf8(text)?.parse()?)
+        };
+        let before = cached()?;
+        check_all(node, &id)?;
+        // Of the 300 MB that were read, nothing is in the guest's page cache.
+        let after = cached()?;
+        assert!(after < before + 16 * 1024, "{before} KiB, then {after} KiB");
+
+        // Nobody writes to it, not even the guest's kernel on behalf of root.
+        let written = node.exec_any(&id, "echo x > /data/plain && cat /data/plain")?;
+        assert_eq!(written.stdout, b"x\n", "the layer above is writable");
+        let second = node.start(&pod, sleep("second"))?;
+        assert_eq!(disks(node, &id)?, "pmem0 pmem1 vda ");
+        assert_eq!(node.exec(&second, "cat /data/plain")?, b"plain, replaced\n");
+        node.cri().remove(&second)?;
+        assert_eq!(disks(node, &id)?, "pmem0 vda ");
+        // What was given back is used again, and what is left still reads.
+        let third = node.start(&pod, sleep("third"))?;
+        assert_eq!(node.exec(&third, "cat /data/link-b")?, b"hard\n");
+        assert_eq!(node.exec(&id, "cat /data/link-b")?, b"hard\n");
         Ok(())
     })
 }

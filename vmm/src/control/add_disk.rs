@@ -13,7 +13,8 @@ pub(super) async fn add_disk(
         if running.machine.has_disk(&request.serial) {
             return Err(crate::machine::AddError::DiskExists(request.serial).into());
         }
-        let (serial, disk) = disk::make(&control.descriptors, request)?;
+        let windows = running.machine.windows();
+        let (serial, disk) = disk::make(&control.descriptors, request, Some(windows))?;
         running.machine.add_disk(&serial, disk)?;
         Ok(AddDiskResponse::new())
     })

@@ -2,25 +2,45 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::sync::Arc;
 
 use isopod_proto::vmm;
 
 use super::ControlError;
 use crate::descriptors::Descriptors;
+use crate::machine::windows::Windows;
 use crate::virtio::VirtioDevice;
-use crate::virtio::blk::{Disk, DiskOptions, Extent};
+use crate::virtio::blk::{Disk, DiskOptions, Extent, Extents};
+use crate::virtio::pmem::{Mapping, Pmem};
 
 /// Longest serial number (virtio 1.2 section 5.2.6.1), in bytes.
 const SERIAL_MAX: usize = 20;
 /// Most extents of a disk: an image has as many as layers, and one for its metadata.
 const EXTENTS_MAX: usize = 256;
 
-/// Makes the disk that `request` describes; the descriptors that it names are taken, also when it
-/// fails. Extents may share one. Returns its serial number with it.
+/// Makes the disk that `request` describes, in one of the `windows` if it is to be memory; the
+/// descriptors that it names are taken, also when it fails. Returns its serial number with it.
 pub(super) fn make(
     descriptors: &Descriptors,
     request: vmm::Disk,
+    windows: Option<&Arc<Windows>>,
 ) -> Result<(String, Box<dyn VirtioDevice>), ControlError> {
+    let pmem = request.pmem;
+    let options = options(descriptors, request)?;
+    let serial = options.serial.clone();
+    let device: Box<dyn VirtioDevice> = match (pmem, windows) {
+        (false, _) => Box::new(Disk::new(options)?),
+        (true, Some(windows)) if options.read_only => {
+            let mapping = Mapping::of(&Extents::new(options.extents)?)?;
+            Box::new(Pmem::new(options.serial, windows.open(mapping)?))
+        }
+        (true, _) => return Err(ControlError::Pmem(serial)),
+    };
+    Ok((serial, device))
+}
+
+/// What the disk is made of. Extents may share a descriptor.
+fn options(descriptors: &Descriptors, request: vmm::Disk) -> Result<DiskOptions, ControlError> {
     if !is_serial(&request.serial) {
         return Err(ControlError::Serial);
     }
@@ -45,12 +65,11 @@ pub(super) fn make(
             length: extent.length,
         });
     }
-    let disk = Disk::new(DiskOptions {
-        serial: request.serial.clone(),
+    Ok(DiskOptions {
+        serial: request.serial,
         read_only: request.read_only,
         extents,
-    })?;
-    Ok((request.serial, Box::new(disk)))
+    })
 }
 
 fn is_serial(serial: &str) -> bool {
@@ -63,6 +82,7 @@ fn is_serial(serial: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::windows::testing;
 
     fn request(serial: &str, extents: usize) -> vmm::Disk {
         let mut request = vmm::Disk::new();
@@ -88,7 +108,7 @@ mod tests {
     #[test]
     fn extents_may_share_a_descriptor_which_is_taken_once() {
         let table = descriptors();
-        let (serial, _) = make(&table, request("image-1", 2)).unwrap();
+        let (serial, _) = make(&table, request("image-1", 2), None).unwrap();
         assert_eq!(serial, "image-1");
         assert!(table.take("file").is_err());
     }
@@ -97,7 +117,7 @@ mod tests {
     fn a_serial_that_the_guest_could_not_find_returns_error() {
         for serial in ["", "123456789012345678901", "a/b", "a b", "\u{e9}"] {
             assert!(matches!(
-                make(&descriptors(), request(serial, 1)),
+                make(&descriptors(), request(serial, 1), None),
                 Err(ControlError::Serial)
             ));
         }
@@ -107,9 +127,25 @@ mod tests {
     fn a_disk_without_extents_or_with_too_many_returns_error() {
         for extents in [0, EXTENTS_MAX + 1] {
             assert!(matches!(
-                make(&descriptors(), request("a", extents)),
+                make(&descriptors(), request("a", extents), None),
                 Err(ControlError::Extents(_))
             ));
+        }
+    }
+
+    #[test]
+    fn memory_is_read_only_and_of_a_machine_that_runs() {
+        let windows = Windows::new(Arc::new(testing::Recorder::default()));
+        let wanted = |read_only| {
+            let mut request = request("image", 2);
+            (request.pmem, request.read_only) = (true, read_only);
+            request
+        };
+        let (_, device) = make(&descriptors(), wanted(true), Some(&windows)).unwrap();
+        assert_eq!(device.name(), "pmem");
+        for (read_only, windows) in [(false, Some(&windows)), (true, None)] {
+            let refused = make(&descriptors(), wanted(read_only), windows);
+            assert!(matches!(refused, Err(ControlError::Pmem(_))));
         }
     }
 }

@@ -8,7 +8,9 @@ use ttrpc::Code;
 use crate::descriptors::DescriptorError;
 use crate::log::LogError;
 use crate::machine::build::BuildError;
+use crate::machine::windows::WindowError;
 use crate::machine::{AddError, VolumesError};
+use crate::virtio::pmem::{self, MappingError};
 use crate::virtio::{blk, fs, net, vsock};
 
 /// A request failed.
@@ -35,6 +37,15 @@ pub(crate) enum ControlError {
     /// A disk's contents.
     #[error(transparent)]
     DiskContents(#[from] blk::DiskError),
+    /// A disk as memory that is writable, or too early.
+    #[error("disk {0} as persistent memory is read-only and added while the machine runs")]
+    Pmem(String),
+    /// A disk's contents as memory.
+    #[error(transparent)]
+    Mapping(#[from] pmem::MappingError),
+    /// The place of a disk as memory.
+    #[error(transparent)]
+    Window(#[from] WindowError),
     /// A network interface's parts.
     #[error(transparent)]
     Nic(#[from] net::NicError),
@@ -68,10 +79,16 @@ impl ControlError {
             Self::Serial
             | Self::Extents(_)
             | Self::DiskContents(_)
+            | Self::Pmem(_)
+            | Self::Mapping(MappingError::Pages { .. } | MappingError::Size(_))
             | Self::Nic(_)
             | Self::NicForm => Code::INVALID_ARGUMENT,
             Self::Volume(error) => volume_code(error),
-            Self::Duplicate(_) | Self::Vsock(_) => Code::INTERNAL,
+            Self::Duplicate(_)
+            | Self::Vsock(_)
+            | Self::Mapping(MappingError::Map { .. })
+            | Self::Window(WindowError::Slot(_)) => Code::INTERNAL,
+            Self::Window(WindowError::Full(_)) => Code::RESOURCE_EXHAUSTED,
             Self::VolumesDevice(VolumesError::Add(error)) => add_code(error),
             Self::VolumesDevice(VolumesError::Server(_)) => Code::INTERNAL,
             Self::Descriptor(error) => descriptor_code(error),

@@ -44,7 +44,7 @@ fn run(control: &Control, request: StartRequest) -> Result<Running, ControlError
     };
     let mut disks = Vec::new();
     for request in request.disks {
-        disks.push(disk::make(descriptors, request)?);
+        disks.push(disk::make(descriptors, request, None)?);
     }
     let devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(vsock), Box::new(Rng::new())];
     let machine = build(

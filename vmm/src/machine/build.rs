@@ -22,6 +22,7 @@ use super::layout;
 use super::memory::{self, MemoryError};
 use super::ports::Ports;
 use super::vcpu::{RegisterError, VcpuError, Vcpus, enter_pvh, set_msrs};
+use super::windows::Windows;
 use super::{AddError, Machine};
 use crate::pci::Address;
 use crate::pci::bus::PciBus;
@@ -121,6 +122,7 @@ pub(crate) fn build(
         disks: BTreeMap::new(),
         nics: BTreeMap::new(),
         volumes: None,
+        windows: Windows::new(Arc::clone(&vm) as _),
         vm,
         pci,
         memory,

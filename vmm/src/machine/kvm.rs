@@ -15,6 +15,7 @@ use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::layout;
+use super::windows::Slots;
 use crate::pci::Hypervisor;
 
 /// What the machine cannot do without, by the names of the kernel's documentation.
@@ -197,5 +198,28 @@ impl Hypervisor for Vm {
         self.vm
             .unregister_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch)
             .map_err(errno)
+    }
+}
+
+impl Slots for Vm {
+    unsafe fn set(&self, slot: u32, address: u64, host: u64, size: u64) -> io::Result<()> {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: address,
+            memory_size: size,
+            userspace_addr: host,
+        };
+        // SAFETY: the caller keeps it mapped.
+        unsafe { self.vm.set_user_memory_region(region) }.map_err(errno)
+    }
+
+    fn clear(&self, slot: u32) -> io::Result<()> {
+        let nothing = kvm_userspace_memory_region {
+            slot,
+            ..Default::default()
+        };
+        // SAFETY: a slot without memory.
+        unsafe { self.vm.set_user_memory_region(nothing) }.map_err(errno)
     }
 }

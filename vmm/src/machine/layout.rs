@@ -10,7 +10,8 @@
 //! e800_0000  PCI configuration space of bus 0 (pci::ecam)
 //! fee0_0000  local APIC (KVM)
 //! 1_0000_0000  RAM above 3 GiB
-//! 40_0000_0000  64-bit MMIO window, up to 80_0000_0000
+//! 40_0000_0000  64-bit MMIO window
+//! 60_0000_0000  windows on files (machine::windows), up to 80_0000_0000
 //! ```
 
 /// Bytes in a page.
@@ -59,7 +60,15 @@ pub(crate) const PCI_CONFIG_SIZE: u64 = MIB;
 /// 64-bit MMIO window for BARs; the smallest processors with KVM address 39 bits.
 pub(crate) const MMIO64_START: u64 = 1 << 38;
 /// Its length in bytes.
-pub(crate) const MMIO64_SIZE: u64 = 1 << 38;
+pub(crate) const MMIO64_SIZE: u64 = 1 << 37;
+
+/// Windows on files of the host.
+pub(crate) const WINDOWS_START: u64 = MMIO64_START + MMIO64_SIZE;
+/// First address behind them.
+pub(crate) const WINDOWS_END: u64 = 1 << 39;
+/// Where they begin and end: at a multiple of what Linux can manage as memory
+/// (`SUBSECTION_SIZE`).
+pub(crate) const WINDOW_ALIGN: u64 = 2 * MIB;
 
 /// Three pages that KVM wants on Intel processors without unrestricted guest mode.
 pub(crate) const KVM_TSS: u64 = 0xfffb_d000;

@@ -23,6 +23,7 @@ pub(crate) mod layout;
 pub(crate) mod memory;
 pub(crate) mod ports;
 pub(crate) mod vcpu;
+pub(crate) mod windows;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use vm_memory::GuestMemoryMmap;
 
 use self::kvm::Vm;
 use self::vcpu::Vcpus;
+use self::windows::Windows;
 use crate::pci::bus::{self, BusError, PciBus};
 use crate::pci::{Address, Hypervisor};
 use crate::virtio::VirtioDevice;
@@ -72,6 +74,7 @@ pub(crate) struct Machine {
     /// There once the first volume was.
     volumes: Option<Arc<fs::Server>>,
     vm: Arc<Vm>,
+    windows: Arc<Windows>,
     pci: Arc<PciBus>,
     memory: GuestMemoryMmap,
     memory_mib: u32,
@@ -139,6 +142,11 @@ impl Machine {
     /// Serial numbers of the disks on the bus.
     pub(crate) fn disks(&self) -> Vec<String> {
         self.disks.keys().cloned().collect()
+    }
+
+    /// Where disks as memory are shown to the guest.
+    pub(crate) fn windows(&self) -> &Arc<Windows> {
+        &self.windows
     }
 
     /// There is a disk with this serial number.

@@ -20,6 +20,7 @@
 //! | vsock | 1 | `vsock::Vsock::new(listener: UnixListener, dir: &Path) -> Result<(Vsock, VsockHandle), VsockError>`; the handle (`Clone + Send + Sync`) opens host-side connections for the container logs and counts the open ones |
 //! | rng | 2 | `rng::Rng::new() -> Rng`, from `getrandom(2)` |
 //! | disks | 3 and up | `blk::Disk::new(blk::DiskOptions { serial, read_only, extents: Vec<blk::Extent { file: File, offset: u64, length: u64 }> }) -> Result<Disk, DiskError>` |
+//! | disks as memory | 3 and up | `pmem::Pmem::new(serial: String, window: machine::windows::Window) -> Pmem` |
 //! | volumes | 3 and up, with the first one | `fs::Fs::new(Arc<fs::Server>) -> Fs`; the server keeps the volumes, and the control thread adds and removes them |
 //! | network interfaces | 3 and up | `net::Nic::new(net::NicOptions { name, mac, mtu, taps: Vec<OwnedFd> }) -> Result<Nic, NicError>` |
 //!
@@ -32,6 +33,7 @@ mod chain;
 pub(crate) mod fs;
 pub(crate) mod net;
 pub(crate) mod pci;
+pub(crate) mod pmem;
 mod queue_worker;
 pub(crate) mod rng;
 mod segments;
@@ -114,6 +116,11 @@ pub(crate) trait VirtioDevice: Debug + Send {
 
     /// The device-specific configuration space as the driver reads it.
     fn config(&self) -> Vec<u8>;
+
+    /// Bytes for the vendor data of its PCI function (section 4.1.4.8), at most 64; empty for none.
+    fn vendor_data(&self) -> &[u8] {
+        &[]
+    }
 
     /// Starts to work on the queues.
     ///

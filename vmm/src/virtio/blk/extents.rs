@@ -31,7 +31,7 @@ pub(super) struct Piece<'a> {
 
 /// The extents of a disk, in order and without holes.
 #[derive(Debug)]
-pub(super) struct Extents {
+pub(crate) struct Extents {
     extents: Vec<Extent>,
     /// Where each extent ends on the disk, in bytes. Ascending.
     ends: Vec<u64>,
@@ -39,7 +39,7 @@ pub(super) struct Extents {
 
 impl Extents {
     /// Checks extents that make up a disk.
-    pub(super) fn new(extents: Vec<Extent>) -> Result<Self, DiskError> {
+    pub(crate) fn new(extents: Vec<Extent>) -> Result<Self, DiskError> {
         if extents.is_empty() || extents.len() > EXTENTS_MAX {
             return Err(DiskError::Count(extents.len()));
         }
@@ -85,7 +85,7 @@ impl Extents {
     }
 
     /// Size of the disk in bytes.
-    pub(super) fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.ends.last().copied().unwrap_or(0)
     }
 
@@ -101,6 +101,11 @@ impl Extents {
             offset: extent.offset + extent.length - left,
             length,
         })
+    }
+
+    /// Every extent, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Extent> {
+        self.extents.iter()
     }
 
     /// Every file, in order.

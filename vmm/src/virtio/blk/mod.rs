@@ -24,8 +24,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use self::execute::Executor;
-pub(crate) use self::extents::Extent;
-use self::extents::Extents;
+pub(crate) use self::extents::{Extent, Extents};
 use self::request::SERIAL_LEN;
 use super::queue_worker::QueueWorker;
 use super::{ActivateError, Activation, ActiveQueue, VirtioDevice};

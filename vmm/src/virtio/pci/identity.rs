@@ -25,6 +25,7 @@ const TYPE_NOTIFY: u8 = 2;
 const TYPE_ISR: u8 = 3;
 const TYPE_DEVICE: u8 = 4;
 const TYPE_ACCESS: u8 = 5;
+const TYPE_VENDOR_DATA: u8 = 9;
 
 /// Length of `struct virtio_pci_cap`.
 const CAP_LEN: u8 = 16;
@@ -70,6 +71,9 @@ pub(super) fn config_space(
     if config_len > 0 {
         add_region(&mut config, TYPE_DEVICE, DEVICE, config_len, &[]);
     }
+    if !device.vendor_data().is_empty() {
+        add_vendor_data(&mut config, device.vendor_data());
+    }
     let access = add_region(&mut config, TYPE_ACCESS, 0, 0, &[0; 4]);
     config.set_writable(access + ACCESS_BAR, &[0xff]);
     config.set_writable(access + ACCESS_OFFSET, &[0xff; ACCESS_END - ACCESS_OFFSET]);
@@ -82,6 +86,7 @@ fn class(device_type: u16) -> [u8; 3] {
         1 => [0x02, 0x00, 0],
         2 => [0x01, 0x80, 0],
         19 => [0x07, 0x80, 0],
+        27 => [0x05, 0x80, 0],
         _ => [0xff, 0x00, 0],
     }
 }
@@ -109,6 +114,17 @@ fn add_region(config: &mut ConfigSpace, kind: u8, offset: u64, length: u32, extr
     body.extend(length.to_le_bytes());
     body.extend(extra);
     config.add_capability(CAPABILITY_VENDOR, &body)
+}
+
+/// A `struct virtio_pci_vndr_data` (section 4.1.4.8).
+fn add_vendor_data(config: &mut ConfigSpace, data: &[u8]) {
+    /// Id, next, length, type and vendor.
+    const HEADER_LEN: usize = 6;
+    let length = u8::try_from(HEADER_LEN + data.len()).expect("at most 64 bytes of data");
+    let mut body = vec![length, TYPE_VENDOR_DATA];
+    body.extend(VENDOR.to_le_bytes());
+    body.extend(data);
+    config.add_capability(CAPABILITY_VENDOR, &body);
 }
 
 fn overlap(a: &Range<usize>, b: Range<usize>) -> bool {

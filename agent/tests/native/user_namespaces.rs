@@ -211,6 +211,32 @@ fn containers_share_the_users_their_pids_and_their_ipc() {
 }
 
 #[test]
+fn a_container_joins_the_pids_of_another_one() {
+    with_users(|agent| async move {
+        agent
+            .create("c1", &mapped("exec sleep 1234", Vec::new()))
+            .await
+            .unwrap();
+        agent.start_container("c1").await.unwrap();
+        let script = "cat /proc/1/uid_map; ls /proc/1/root/bin/sh";
+        let mut spec = mapped(script, Vec::new());
+        // As a debugging container has it.
+        for set in ["bounding", "effective", "permitted"] {
+            let set = spec["process"]["capabilities"][set].as_array_mut().unwrap();
+            set.push("CAP_SYS_PTRACE".into());
+        }
+        let mut create = request("c2", &spec);
+        create.rootfs.mut_or_insert_default().disk_serial = "busybox2".to_owned();
+        create.target_container_id = "c1".to_owned();
+        agent.create_with(create).await.unwrap();
+        agent.start_container("c2").await.unwrap();
+        let output = agent.output("c2", "").await.stdout;
+        let words: Vec<_> = output.split_whitespace().collect();
+        assert_eq!(words, ["0", "200000", "65536", "/proc/1/root/bin/sh"]);
+    });
+}
+
+#[test]
 fn an_exec_joins_and_so_does_one_with_a_terminal() {
     with_users(|agent| async move {
         let mut create = request("c1", &mapped("sleep 1000", Vec::new()));

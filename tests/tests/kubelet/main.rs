@@ -4,3 +4,4 @@ mod life;
 mod memory;
 mod node;
 mod restarts;
+mod users;

@@ -11,8 +11,12 @@ use isopod_proto::cri::{
     NamespaceMode, NamespaceOption, PodSandboxConfig, UserNamespace,
 };
 use isopod_tests::log::{Stream, texts};
-use isopod_tests::node::{self, Node, Options, assert_refused, image, pod_config, shell};
+use isopod_tests::node::{
+    self, Node, Options, assert_refused, container_config, image, pod_config, shell,
+};
 use tonic::Code;
+
+use crate::volumes::WATCH;
 
 const FIRST_UID: u32 = 131_072;
 const FIRST_GID: u32 = 262_144;
@@ -245,6 +249,32 @@ fn mapped_volumes_have_the_same_ids_on_the_host_and_in_the_container() -> Result
         assert!(groups.contains("1234"), "{groups}");
         assert!(groups.contains("33:1234"), "{groups}");
         assert_eq!(fs::metadata(shared.join("made"))?.uid(), 33);
+        Ok(())
+    })
+}
+
+#[test]
+fn changes_of_a_mapped_volume_raise_inotify_events() -> Result<()> {
+    node::run(Options::kvm(), |node| {
+        let folder = node.folder().join("volumes/config");
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join("plain"), "1")?;
+        let pod = run_pod(node, "watched")?;
+        node.cri().pull(&image("perl"))?;
+        let config = container_config("main", "perl", &["/usr/bin/perl", "-e", WATCH]);
+        let mut config = mapped(config, |_| {});
+        config.args = vec!["/config".into()];
+        config.mounts = vec![Mount {
+            readonly: true,
+            ..mount(&folder, "/config")
+        }];
+        let id = node.start(&pod, config)?;
+        node.wait_logged(&id, "watching")?;
+        fs::write(folder.join("plain"), "22")?;
+        node.wait_logged(&id, " F /config 2 plain\n")?;
+        fs::write(folder.join("new"), "")?;
+        node.wait_logged(&id, " F /config 100 new\n")?;
+        assert_eq!(text(node, &id, "stat -c %u:%g /config/new")?, "0:0");
         Ok(())
     })
 }

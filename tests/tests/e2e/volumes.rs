@@ -139,7 +139,7 @@ fn a_config_map_that_is_swapped_is_seen_at_once() -> Result<()> {
 
 /// Prints what inotify(7) tells of the paths that it is given: path, mask in hexadecimal, name.
 /// MODIFY is 2, CLOSE_WRITE 8, MOVED_TO 80, CREATE 100, DELETE 200.
-const WATCH: &str = r#"$| = 1; $fd = syscall 294, 0; open I, "<&=", $fd or die;
+pub(super) const WATCH: &str = r#"$| = 1; $fd = syscall 294, 0; open I, "<&=", $fd or die;
     for (@ARGV) { my $path = $_; $path{syscall 254, $fd, $path, 0x3ce} = $path } print "watching\n";
     while (sysread I, $events, 65536) { while (length $events) {
         ($watch, $mask, $cookie, $length) = unpack 'lLLL', $events;

@@ -29,7 +29,6 @@ impl AgentService {
         let groups: Vec<(Cgroup, i32)> = containers.iter().map(|it| group(it)).collect();
         let in_detail = request.open_files;
         let read = tokio::task::spawn_blocking(move || {
-            let sandbox = stats::read_cgroup(&sandbox);
             let groups: Vec<_> = groups
                 .iter()
                 .map(|(group, init)| {
@@ -37,6 +36,8 @@ impl AgentService {
                     (stats::read_cgroup(group), open)
                 })
                 .collect();
+            // Last: what a container has used in between is the sandbox's, too.
+            let sandbox = stats::read_cgroup(&sandbox);
             (stats::since_boot_ns(), sandbox, groups, stats::interfaces())
         });
         let (at_ns, sandbox, groups, interfaces) =

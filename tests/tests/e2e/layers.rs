@@ -258,7 +258,7 @@ fn an_image_can_be_memory_that_the_host_shares_and_the_guest_does_not_keep() -> 
         let after = cached()?;
         assert!(after < before + 16 * 1024, "{before} KiB, then {after} KiB");
 
-        // Nobody writes to it, not even the guest's kernel on behalf of root.
+        // What this container writes goes to its layer, and the next one sees the image.
         let written = node.exec_any(&id, "echo x > /data/plain && cat /data/plain")?;
         assert_eq!(written.stdout, b"x\n", "the layer above is writable");
         let second = node.start(&pod, sleep("second"))?;

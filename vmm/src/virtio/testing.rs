@@ -295,6 +295,27 @@ pub(crate) fn activation(
 /// A descriptor: address, length, flags and next.
 pub(crate) type AnyDescriptor = (u64, u32, u16, u16);
 
+/// Descriptors and heads for [`offer_anything`]: their addresses are below `tables`, where the queues
+/// are, or in the two pages at `data`, or anywhere.
+#[cfg(test)]
+pub(crate) fn any_chains(
+    tables: u64,
+    data: u64,
+) -> impl proptest::strategy::Strategy<Value = (Vec<AnyDescriptor>, Vec<u16>)> {
+    use proptest::prelude::*;
+    let descriptor = (
+        prop_oneof![0..tables, data..data + 8192, any::<u64>()],
+        prop_oneof![0_u32..64, 0_u32..9000, any::<u32>()],
+        0_u16..8,
+        prop_oneof![0_u16..16, any::<u16>()],
+    );
+    let heads = prop_oneof![0_u16..16, any::<u16>()];
+    (
+        prop::collection::vec(descriptor, 1..16),
+        prop::collection::vec(heads, 1..20),
+    )
+}
+
 /// Gives a device descriptors and heads that need not make sense.
 pub(crate) fn offer_anything(
     queue: &mut DriverQueue,

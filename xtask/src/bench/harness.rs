@@ -24,7 +24,7 @@ const RESULTS: &str = "/run/lab/exchange/results.json";
 pub(super) enum Clock {
     /// The number of instructions executed, so that it does not matter what else the machine does.
     ///
-    /// QEMU, up to version 10 at least, ends a turn of its vCPU where a timer is due, and when that
+    /// QEMU (7.2 was seen to) ends a turn of its vCPU where a timer is due, and when that
     /// is inside a guest that has just been given an interrupt, it delivers the interrupt once more,
     /// whether the guest takes interrupts or not (`helper_vmrun` leaves it in `exception_index`). A
     /// guest that lives long enough is stopped by a lock that its interrupt handler wants.

@@ -837,18 +837,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn any_chain_is_survived(
-        descriptors in prop::collection::vec(
-            (
-                prop_oneof![0_u64..0x8000, REQUEST..REQUEST + 8192, any::<u64>()],
-                prop_oneof![0_u32..64, 0_u32..9000, any::<u32>()],
-                0_u16..8,
-                prop_oneof![0_u16..16, any::<u16>()],
-            ),
-            1..16,
-        ),
-        heads in prop::collection::vec(prop_oneof![0_u16..16, any::<u16>()], 1..20),
-    ) {
+    fn any_chain_is_survived((descriptors, heads) in any_chains(0x8000, REQUEST)) {
         let mut driver = driver();
         offer_anything(&mut driver.requests, &descriptors, &heads);
         driver.requests.settle(&driver.interrupts);

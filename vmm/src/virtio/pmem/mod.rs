@@ -195,18 +195,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn any_chain_is_survived(
-            descriptors in prop::collection::vec(
-                (
-                    prop_oneof![0_u64..0x4000, DATA..DATA + 8192, any::<u64>()],
-                    prop_oneof![0_u32..64, 0_u32..9000, any::<u32>()],
-                    0_u16..8,
-                    prop_oneof![0_u16..16, any::<u16>()],
-                ),
-                1..16,
-            ),
-            heads in prop::collection::vec(prop_oneof![0_u16..16, any::<u16>()], 1..20),
-        ) {
+        fn any_chain_is_survived((descriptors, heads) in any_chains(0x4000, DATA)) {
             let mut driver = driver();
             offer_anything(&mut driver.queue, &descriptors, &heads);
             driver.queue.settle(&driver.interrupts);

@@ -199,6 +199,32 @@ fn a_guest_out_of_memory_kills_the_container_and_stays_usable() -> Result<()> {
 }
 
 #[test]
+fn writing_and_reading_more_than_memory_is_not_out_of_memory() -> Result<()> {
+    node::run(Options::kvm(), |node| {
+        let pod = node.busybox_pod("files")?;
+        let script = |mib: u32| {
+            format!("dd if=/dev/zero of=/big bs=1M count={mib} && cat /big > /dev/null && rm /big")
+        };
+        let mut limited = shell("limited", &script(160));
+        limited.linux = Some(LinuxContainerConfig {
+            resources: Some(LinuxContainerResources {
+                memory_limit_in_bytes: 40 * 1024 * 1024,
+                ..LinuxContainerResources::default()
+            }),
+            ..LinuxContainerConfig::default()
+        });
+        // The guest has 256 MiB.
+        let free = shell("free", &script(400));
+        for config in [limited, free] {
+            let id = node.start(&pod, config)?;
+            let status = node.wait_exited(&id)?;
+            assert_eq!(status.exit_code, 0, "{status:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn a_container_that_crashes_in_a_loop_leaves_nothing_in_the_guest() -> Result<()> {
     node::run(Options::kvm(), |node| {
         let pod = node.busybox_pod("loop")?;

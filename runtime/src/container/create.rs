@@ -186,6 +186,9 @@ impl Containers {
         for device in &container.config.devices {
             add_device(device, vm, undo).await?;
         }
+        self.records
+            .save_spec(&sandbox.id, &container.id, plan.spec.clone())
+            .await?;
         container.user = create_in_guest(&container, vm, plan, target, undo).await?;
         open_log(&container, vm, undo).await?;
         self.save(&container, ContainerPhase::Created).await?;

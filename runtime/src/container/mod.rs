@@ -41,6 +41,7 @@ mod watch;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::config::{ContainerConfig, Resources};
@@ -150,6 +151,16 @@ impl Containers {
     fn publish(&self, kind: EventKind, container: &Container) {
         self.events
             .publish(kind, container.id.as_str(), &container.sandbox);
+    }
+
+    /// The OCI spec that the guest was asked to make a container from.
+    ///
+    /// # Errors
+    ///
+    /// When it is not on disk any more.
+    pub(crate) async fn spec(&self, container: &Container) -> Result<Value, ContainerError> {
+        let (sandbox, id) = (&container.sandbox.id, &container.id);
+        Ok(self.records.spec(sandbox, id).await?)
     }
 
     /// Writes the container's record as it is.

@@ -1,25 +1,28 @@
 //! `ContainerStatus`: everything about one container.
 
 use std::collections::HashMap;
+use std::error::Error;
 
 use isopod_proto::cri;
 use isopod_proto::cri::{ContainerStatusRequest, ContainerStatusResponse};
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::Cri;
 use super::error::CriError;
+use crate::chain::chain;
 use crate::container::{Container, ContainerExit, ContainerState, Mount};
 
 /// What kind of runtime verbose statuses speak of.
 pub(super) const RUNTIME_TYPE: &str = "isopod";
 
-pub(super) fn container_status(
+pub(super) async fn container_status(
     cri: &Cri,
     request: &ContainerStatusRequest,
 ) -> Result<ContainerStatusResponse, CriError> {
     let container = cri.containers.find(&request.container_id)?;
     let info = match request.verbose {
-        true => HashMap::from([("info".to_owned(), info(&container))]),
+        true => HashMap::from([("info".to_owned(), info(cri, &container).await)]),
         false => HashMap::new(),
     };
     Ok(ContainerStatusResponse {
@@ -96,11 +99,13 @@ fn add_exit(status: &mut cri::ContainerStatus, exit: ContainerExit) {
 }
 
 /// Under containerd's names where it has one. What runs a container on the host is its pod's VMM, and
-/// that is its `pid` here; 0 while it does not run.
-fn info(container: &Container) -> String {
+/// that is its `pid` here; 0 while it does not run. `runtimeSpec` is what the guest was asked for:
+/// `resources` says what became of it.
+async fn info(cri: &Cri, container: &Container) -> String {
     let sandbox = &container.sandbox;
     let runs = matches!(container.state(), ContainerState::Running { .. });
     let vmm = sandbox.vm().filter(|_| runs);
+    let spec = cri.containers.spec(container).await;
     json!({
         "sandboxID": sandbox.id,
         "pid": vmm.map_or(0, |vm| vm.process_id().pid),
@@ -111,6 +116,15 @@ fn info(container: &Container) -> String {
         "tty": container.config.tty,
         "stdin": container.config.stdin,
         "config": container.config,
+        "runtimeSpec": unless_unavailable(spec),
     })
     .to_string()
+}
+
+/// A part of a verbose status; why it is not there, otherwise.
+pub(super) fn unless_unavailable<T: Serialize, E: Error>(part: Result<T, E>) -> Value {
+    match part {
+        Ok(part) => json!(part),
+        Err(error) => json!({ "unavailable": chain(&error) }),
+    }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::error::CriError;
 use super::{Cri, container_status};
 use crate::clock;
-use crate::sandbox::{Sandbox, SandboxState, UserNamespace};
+use crate::sandbox::{Sandbox, SandboxError, SandboxState, UserNamespace};
 
 pub(super) async fn pod_sandbox_status(
     cri: &Cri,
@@ -101,6 +101,7 @@ async fn info(cri: &Cri, sandbox: &Sandbox) -> Value {
         "runtimeHandler": sandbox.handler,
         "netNamespaceClosed": sandbox.network().is_none(),
         "network": sandbox.network(),
+        "cniResult": container_status::unless_unavailable(cri.networks.result(&sandbox.id).await),
         "stateDir": cri.sandboxes.state_dir(&sandbox.id),
         "machine": machine(sandbox).await,
         "ended": ended,
@@ -108,24 +109,17 @@ async fn info(cri: &Cri, sandbox: &Sandbox) -> Value {
     })
 }
 
-/// What the VMM says; why it does not, otherwise.
+/// What the VMM says.
 async fn machine(sandbox: &Sandbox) -> Value {
-    let status = match sandbox.running_vm() {
-        Ok(vm) => vm
-            .status()
-            .await
-            .map_err(|error| crate::chain::chain(&error)),
-        Err(error) => Err(crate::chain::chain(&error)),
-    };
-    match status {
-        Ok(status) => json!({
+    let status = async { Ok::<_, SandboxError>(sandbox.running_vm()?.status().await?) };
+    container_status::unless_unavailable(status.await.map(|status| {
+        json!({
             "vmmVersion": status.vmm_version,
             "vcpus": status.vcpus,
             "memoryMiB": status.memory_mib,
             "disks": status.disks,
             "nics": status.nics,
             "vsockConnections": status.vsock_connections,
-        }),
-        Err(reason) => json!({ "unavailable": reason }),
-    }
+        })
+    }))
 }

@@ -203,7 +203,7 @@ impl RuntimeService for Cri {
         let cri = self.clone();
         run(
             info_span!("ContainerStatus", container_id = %request.container_id),
-            async move { container_status::container_status(&cri, &request) },
+            async move { container_status::container_status(&cri, &request).await },
         )
         .await
     }

@@ -36,6 +36,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 pub(crate) use self::attach::{Attached, Nic};
 pub(crate) use self::cni::PluginError;
@@ -117,6 +118,17 @@ impl Networks {
         }
         let network = self.load().await?;
         Ok(self.plugins.status(&network).await?)
+    }
+
+    /// What the plugins answered when they attached a sandbox (CNI specification 1.1, section 5,
+    /// "ADD Success"); `None` when it is in no network.
+    ///
+    /// # Errors
+    ///
+    /// When the record cannot be read.
+    pub(crate) async fn result(&self, id: &SandboxId) -> Result<Option<Value>, NetworkError> {
+        let attachment = self.records.network::<Attachment>(id).await?;
+        Ok(attachment.and_then(|attachment| attachment.result))
     }
 
     /// Whether a sandbox's network still is as it was made.

@@ -96,10 +96,7 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Record
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(RecordError::io("opening", path))?,
     };
-    let mut bytes = Vec::new();
-    file.take(RECORD_MAX)
-        .read_to_end(&mut bytes)
-        .map_err(RecordError::io("reading", path))?;
+    let bytes = read_bounded(path, file)?;
     let Version { version } = serde_json::from_slice(&bytes).map_err(RecordError::json(path))?;
     if version != VERSION {
         return Err(RecordError::Version {
@@ -111,16 +108,41 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Record
     Ok(Some(stored.record))
 }
 
+/// Reads JSON that is no record: nobody but [`write()`] made it, and it has no version.
+pub(super) fn read_plain<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
+    let file = File::open(path).map_err(RecordError::io("opening", path))?;
+    serde_json::from_slice(&read_bounded(path, file)?).map_err(RecordError::json(path))
+}
+
+fn read_bounded(path: &Path, file: File) -> Result<Vec<u8>, RecordError> {
+    let mut bytes = Vec::new();
+    file.take(RECORD_MAX)
+        .read_to_end(&mut bytes)
+        .map_err(RecordError::io("reading", path))?;
+    Ok(bytes)
+}
+
+/// Writes a file that may be lost with the host. What was there before is gone at once.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
+    new_private_file(path)
+        .and_then(|mut file| file.write_all(bytes))
+        .map_err(RecordError::io("writing", path))
+}
+
+fn new_private_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+}
+
 /// Puts `bytes` in the place of `path`, whole or not at all.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
     let new = path.with_extension("new");
     let write = || {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
+        let mut file = new_private_file(&new)?;
         file.write_all(bytes)?;
         file.sync_data()?;
         fs::rename(&new, path)

@@ -5,11 +5,13 @@
 //!                                   network.json
 //!                                   scratch.img
 //!                                   containers/<container id>.json
+//!                                   specs/<container id>.json
 //! ```
 //!
 //! A file is written beside its place, flushed, and renamed over it, and then the folder is
 //! flushed: after a crash it holds the old record or the new one, never half of either. A sandbox's
-//! folder goes away `sandbox.json` last, so that a removal that was cut short is found again.
+//! folder goes away `sandbox.json` last, so that a removal that was cut short is found again. A spec
+//! is for people to look at, and is not flushed: what ends the host ends the container.
 //!
 //! The rooms that own the records (`sandbox`, `container`) call this from their tasks; the work is
 //! done on the blocking pool.
@@ -28,6 +30,8 @@ use crate::id::{ContainerId, SandboxId};
 const SANDBOX_FILE: &str = "sandbox.json";
 /// Folder of a sandbox's container records.
 const CONTAINERS_DIR: &str = "containers";
+/// Folder of its containers' OCI specs.
+const SPECS_DIR: &str = "specs";
 /// Name of what is recorded of a sandbox's network.
 const NETWORK_FILE: &str = "network.json";
 /// Name of a sandbox's writable disk.
@@ -76,6 +80,12 @@ impl Records {
             .join(format!("{id}.json"))
     }
 
+    fn spec_file(&self, sandbox: &SandboxId, id: &ContainerId) -> PathBuf {
+        self.sandbox_dir(sandbox)
+            .join(SPECS_DIR)
+            .join(format!("{id}.json"))
+    }
+
     /// Writes a sandbox's record, and makes its folder when it is new. Durable when it returns.
     ///
     /// # Errors
@@ -90,7 +100,9 @@ impl Records {
         let path = dir.join(SANDBOX_FILE);
         let bytes = file::encode(&path, record)?;
         on_blocking_pool(move || {
-            file::create_private_dir(&dir.join(CONTAINERS_DIR))?;
+            for folder in [CONTAINERS_DIR, SPECS_DIR] {
+                file::create_private_dir(&dir.join(folder))?;
+            }
             file::replace(&path, &bytes)
         })
         .await
@@ -112,18 +124,50 @@ impl Records {
         on_blocking_pool(move || file::replace(&path, &bytes)).await
     }
 
-    /// Removes a container's record. Idempotent.
+    /// Keeps a container's OCI spec for its verbose status.
     ///
     /// # Errors
     ///
-    /// When the file cannot be removed.
+    /// When it cannot be written.
+    pub(crate) async fn save_spec(
+        &self,
+        sandbox: &SandboxId,
+        id: &ContainerId,
+        spec: Vec<u8>,
+    ) -> Result<(), RecordError> {
+        let path = self.spec_file(sandbox, id);
+        on_blocking_pool(move || file::write(&path, &spec)).await
+    }
+
+    /// A container's OCI spec.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there, or is not what was written.
+    pub(crate) async fn spec(
+        &self,
+        sandbox: &SandboxId,
+        id: &ContainerId,
+    ) -> Result<serde_json::Value, RecordError> {
+        let path = self.spec_file(sandbox, id);
+        on_blocking_pool(move || file::read_plain(&path)).await
+    }
+
+    /// Removes a container's spec and record. Idempotent.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be removed; the record is then still there.
     pub(crate) async fn forget_container(
         &self,
         sandbox: &SandboxId,
         id: &ContainerId,
     ) -> Result<(), RecordError> {
-        let path = self.container_file(sandbox, id);
-        on_blocking_pool(move || file::remove(&path)).await
+        let files = [
+            self.spec_file(sandbox, id),
+            self.container_file(sandbox, id),
+        ];
+        on_blocking_pool(move || files.iter().try_for_each(|path| file::remove(path))).await
     }
 
     /// Writes what must be known of a sandbox's network to take it out of it. Durable when it returns.
@@ -321,12 +365,17 @@ mod tests {
             .save_container(&sandbox, &container, &1)
             .await
             .unwrap();
+        let spec = br#"{"ociVersion":"1.2.0"}"#.to_vec();
+        records.save_spec(&sandbox, &container, spec).await.unwrap();
+        let spec = records.spec(&sandbox, &container).await.unwrap();
+        assert_eq!(spec["ociVersion"], "1.2.0");
         std::fs::write(records.scratch(&sandbox), b"disk").unwrap();
         for _ in 0..2 {
             records
                 .forget_container(&sandbox, &container)
                 .await
                 .unwrap();
+            assert!(records.spec(&sandbox, &container).await.is_err());
             records.remove_scratch(&sandbox).await.unwrap();
             records.forget_sandbox(&sandbox).await.unwrap();
         }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use isopod_tests::node::{self, Node, Options, shell};
 use isopod_tests::wait::LIMIT;
 use prometheus_parse::{Scrape, Value as Parsed};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 
@@ -40,6 +40,8 @@ fn crictl_shows_metrics_that_agree_with_the_containers_cgroup() -> Result<()> {
         let info = crictl.json(&["inspect", &id])?["info"].take();
         assert_eq!(info["pid"], vmm);
         assert_eq!(info["sandboxID"], pod.as_str());
+        let process = &info["runtimeSpec"]["process"];
+        assert_eq!(process["args"], json!(["/bin/sh", "-c", script]));
         let info = crictl.json(&["inspectp", &pod])?["info"].take();
         assert_eq!(info["pid"], vmm);
         assert_eq!(info["runtimeHandler"], "isopod");

@@ -45,6 +45,8 @@ impl Pod {
             ips.push(more.ip.parse()?);
         }
         let info: Value = serde_json::from_str(&status.info["info"])?;
+        let told = info["cniResult"]["ips"].as_array().map(Vec::len);
+        ensure!(told == Some(ips.len()), "{info}");
         let netns = info["network"]["netns"].as_str().context("no namespace")?;
         Ok(Self {
             id,

@@ -13,8 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use isopod_proto::cri::{
-    ContainerFilter, ContainerState, ExecSyncRequest, PodSandboxFilter, PodSandboxState,
-    PodSandboxStateValue, PodSandboxStats, RunPodSandboxRequest,
+    ContainerState, ExecSyncRequest, PodSandboxState, PodSandboxStats, RunPodSandboxRequest,
 };
 use isopod_tests::log::{Stream, texts};
 use isopod_tests::node::{Node, image, pod_config, shell};
@@ -452,61 +451,6 @@ fn log_goes_on_in_a_new_file_when_the_old_one_is_renamed() -> Result<()> {
         assert!(std::fs::read_to_string(rotated)?.ends_with("before\n"));
         let error = node.cri().reopen_log(&id).unwrap_err();
         assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
-        Ok(())
-    })
-}
-
-#[test]
-fn names_ids_and_filters_follow_the_cri() -> Result<()> {
-    on_fake(START_TIMEOUT_MS, |node| {
-        let cri = node.cri();
-        let pod = node.busybox_pod("first")?;
-        let other = cri.run_pod(pod_config(node, "second"))?;
-        let error = cri.run_pod(pod_config(node, "first")).unwrap_err();
-        assert_eq!(error.code(), Code::AlreadyExists, "{error}");
-        let id = node.create(&pod, shell("main", "true"))?;
-        let error = node.create(&pod, shell("main", "true")).unwrap_err();
-        assert_eq!(
-            error.downcast::<tonic::Status>()?.code(),
-            Code::AlreadyExists
-        );
-        // Another sandbox may have a container of that name; beginnings of ids are enough.
-        node.create(&other[..12], shell("main", "true"))?;
-        assert_eq!(cri.container_status(&id[..12])?.id, id);
-        for error in [
-            cri.container_status("0123").unwrap_err(),
-            cri.pod_status("0123").unwrap_err(),
-            cri.start("0123").unwrap_err(),
-        ] {
-            assert_eq!(error.code(), Code::NotFound, "{error}");
-        }
-        let of_pod = ContainerFilter {
-            pod_sandbox_id: pod.clone(),
-            ..Default::default()
-        };
-        let found = cri.containers(Some(of_pod))?;
-        assert_eq!(
-            found.iter().map(|one| one.id.as_str()).collect::<Vec<_>>(),
-            [id.as_str()]
-        );
-        cri.stop_pod(&other)?;
-        let ready = PodSandboxStateValue {
-            state: PodSandboxState::SandboxReady.into(),
-        };
-        let ready = PodSandboxFilter {
-            state: Some(ready),
-            ..Default::default()
-        };
-        let found = cri.pods(Some(ready))?;
-        assert_eq!(
-            found.iter().map(|one| one.id.as_str()).collect::<Vec<_>>(),
-            [pod.as_str()]
-        );
-        let error = cri
-            .run_pod_with("runc", pod_config(node, "third"))
-            .unwrap_err();
-        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
-        assert!(error.message().contains("\"isopod\""), "{error}");
         Ok(())
     })
 }

@@ -97,6 +97,15 @@ fn a_guest_that_triple_faults_is_told_apart() -> Result<()> {
     ends_at_once(Options::kvm().kernel(&kernel), "triple fault")
 }
 
+#[test]
+fn a_guest_that_kvm_cannot_run_is_told_apart() -> Result<()> {
+    let folder = folder()?;
+    let kernel = folder.path().join("vmlinux");
+    fs::write(&kernel, kernel_of(RUN_WHAT_IS_NO_MEMORY))?;
+    // Suberror 1: KVM has to emulate the instruction, and cannot even read it.
+    ends_at_once(Options::kvm().kernel(&kernel), "(suberror 1, ")
+}
+
 /// The guest ends, which is noticed long before it would be given up.
 fn ends_at_once(options: Options, message: &str) -> Result<()> {
     let options = options.vm("start_timeout_ms", 200_000);
@@ -136,6 +145,10 @@ fn an_agent_of_another_release_is_refused_and_both_versions_are_named() -> Resul
 const TRIPLE_FAULT: &[u8] = &[
     0x0f, 0x01, 0x1d, 0x09, 0x00, 0x20, 0x00, 0x0f, 0x0b, 0, 0, 0, 0, 0, 0,
 ];
+
+/// Machine code for 32-bit protected mode: `mov eax, 0xf8000000`, `jmp eax`. Nothing is at that
+/// address, neither memory nor a device.
+const RUN_WHAT_IS_NO_MEMORY: &[u8] = &[0xb8, 0x00, 0x00, 0x00, 0xf8, 0xff, 0xe0];
 
 /// Where [`kernel_of`] loads the code.
 const CODE_ADDRESS: u64 = 0x20_0000;

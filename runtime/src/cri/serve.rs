@@ -22,7 +22,7 @@ use crate::chain::chain;
 use crate::config::Config;
 use crate::container::Containers;
 use crate::events::Events;
-use crate::image::{ImageError, ImageStore};
+use crate::image::{ImageError, ImageStore, sweep_places};
 use crate::metrics::{Measure, Metrics, MetricsError, MetricsServer};
 use crate::network::{NetworkError, Networks};
 use crate::record::{RecordError, Records};
@@ -124,6 +124,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
         // What is not an address was refused when the configuration was read.
         Ok(None) | Err(_) => None,
     };
+    sweep_places(config.socket.parent().unwrap_or(Path::new("/")));
     let listener = listen(&config.socket)?;
     let socket = config.socket.clone();
     let cri = Cri {

@@ -56,7 +56,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 pub(crate) use self::error::{ImageError, chain};
-pub(crate) use self::layout::{Layout, LayoutError, Served, unpack};
+pub(crate) use self::layout::{
+    Layout, LayoutError, NamedImage, Place, Served, sweep_places, unpack,
+};
 pub(crate) use self::progress::{LayerState, Progress};
 pub(crate) use self::store::ImageStore;
 

@@ -34,6 +34,12 @@ pub(crate) enum ImagesError {
         #[source]
         source: io::Error,
     },
+    /// A signal asked the command to end.
+    #[error("interrupted")]
+    Interrupted,
+    /// Signals cannot be received.
+    #[error("listening for signals")]
+    Signals(#[source] io::Error),
     /// An archive on a terminal helps nobody.
     #[error("standard output is a terminal: redirect it, or name a file with --output")]
     Terminal,

@@ -1,6 +1,5 @@
 //! `isopod image export`: images to an OCI archive or folder.
 
-use std::fs::File;
 use std::io::{self, BufReader, BufWriter, IsTerminal as _, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -9,6 +8,8 @@ use tokio::sync::mpsc;
 use tonic::Streaming;
 
 use super::ImagesError;
+use super::interrupt::unless_interrupted;
+use super::output::Output;
 use crate::client::Client;
 use crate::image::unpack;
 
@@ -32,7 +33,8 @@ pub(crate) struct ExportArgs {
 /// Writes the archive or the folder. It appears when it is complete, or not at all.
 ///
 /// # Errors
-/// The daemon cannot be reached, or does not have an image; the archive cannot be written.
+/// The daemon cannot be reached, or does not have an image; the archive cannot be written; a signal
+/// ends it.
 pub(crate) async fn export(args: &ExportArgs, socket: &Path) -> Result<(), ImagesError> {
     if args.output.is_none() && io::stdout().is_terminal() {
         return Err(ImagesError::Terminal);
@@ -44,18 +46,18 @@ pub(crate) async fn export(args: &ExportArgs, socket: &Path) -> Result<(), Image
     let parts = client.images.export(request).await?.into_inner();
     match &args.output {
         None => copy(parts, io::stdout().lock(), Path::new("standard output")).await,
-        Some(path) if args.folder => to_folder(parts, path).await,
-        Some(path) => {
-            let beside = beside(path);
-            let temporary = tempfile::NamedTempFile::new_in(beside)
-                .map_err(ImagesError::file("making a file in", beside))?;
-            let file: &File = temporary.as_file();
-            copy(parts, BufWriter::new(file), path).await?;
-            let kept = temporary.persist(path);
-            kept.map_err(|error| ImagesError::file("writing", path)(error.error))?;
-            Ok(())
-        }
+        Some(path) if args.folder => unless_interrupted(to_folder(parts, path)).await,
+        Some(path) => unless_interrupted(to_file(parts, path)).await,
     }
+}
+
+async fn to_file(parts: Streaming<ExportPart>, path: &Path) -> Result<(), ImagesError> {
+    let beside = beside(path);
+    let output = Output::new_in(beside).map_err(ImagesError::file("making a file in", beside))?;
+    copy(parts, BufWriter::new(output.file()), path).await?;
+    output
+        .name(path)
+        .map_err(ImagesError::file("writing", path))
 }
 
 /// The folder that `path` is in.
@@ -87,9 +89,10 @@ async fn to_folder(mut parts: Streaming<ExportPart>, path: &Path) -> Result<(), 
     let folder = temporary.path().join("layout");
     std::fs::create_dir(&folder).map_err(ImagesError::file("making", &folder))?;
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let unpacked = folder.clone();
+    // The folder goes when its thread ends, however that comes: nobody writes into it then.
     let unpacking = tokio::task::spawn_blocking(move || {
-        unpack(BufReader::new(Received::new(receiver)), &unpacked)
+        let received = BufReader::new(Received::new(receiver));
+        unpack(received, &folder).map(|()| (temporary, folder))
     });
     let received = async {
         while let Some(part) = parts.message().await? {
@@ -107,7 +110,7 @@ async fn to_folder(mut parts: Streaming<ExportPart>, path: &Path) -> Result<(), 
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
     // If both failed, then the second because of the first.
     received?;
-    unpacked?;
+    let (_temporary, folder) = unpacked?;
     std::fs::rename(&folder, path).map_err(ImagesError::file("making", path))
 }
 

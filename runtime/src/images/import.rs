@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use isopod_proto::images::PullRequest;
 
 use super::ImagesError;
+use super::interrupt::unless_interrupted;
 use super::pull::follow;
 use crate::client::Client;
-use crate::image::{Layout, Served};
+use crate::image::{Layout, NamedImage, Place, Served};
 
 /// Options of `isopod image import`.
 #[derive(Debug, clap::Args)]
@@ -29,18 +30,25 @@ pub(crate) struct ImportArgs {
 /// Imports every image and prints its name.
 ///
 /// # Errors
-/// The layout cannot be read, or has no names; the daemon cannot be reached, or refuses an image.
+/// The layout cannot be read, or has no names; the daemon cannot be reached, or refuses an image; a
+/// signal ends it.
 pub(crate) async fn import(args: &ImportArgs, socket: &Path) -> Result<(), ImagesError> {
     let layout = Layout::open(&args.path)?;
     let images = layout.images(args.name.as_deref())?;
+    unless_interrupted(serve(layout, images, args.quiet, socket)).await
+}
+
+/// Serves the layout until the daemon has pulled these images.
+async fn serve(
+    layout: Layout,
+    images: Vec<NamedImage>,
+    quiet: bool,
+    socket: &Path,
+) -> Result<(), ImagesError> {
     let mut client = Client::connect(socket).await?;
-    // Beside the daemon's socket, where the daemon surely sees it; nobody else may enter the folder.
     let beside = socket.parent().unwrap_or(Path::new("/"));
-    let folder = tempfile::Builder::new()
-        .prefix("import-")
-        .tempdir_in(beside)
-        .map_err(ImagesError::file("making a folder in", beside))?;
-    let registry = folder.path().join("r.sock");
+    let place = Place::new(beside)?;
+    let registry = place.socket();
     let served = Served::start(layout, &registry)?;
     for image in images {
         served.offer(&image);
@@ -49,7 +57,7 @@ pub(crate) async fn import(args: &ImportArgs, socket: &Path) -> Result<(), Image
             registry_socket: registry.display().to_string(),
             ..PullRequest::default()
         };
-        follow(&mut client, request, args.quiet).await?;
+        follow(&mut client, request, quiet).await?;
         println!("Imported: {}", image.name);
     }
     Ok(())

@@ -6,7 +6,9 @@
 mod error;
 mod export;
 mod import;
+mod interrupt;
 mod list;
+mod output;
 mod progress;
 mod pull;
 mod remove;

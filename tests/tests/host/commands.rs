@@ -1,12 +1,18 @@
 //! `isopod images`, `pull`, `rmi` and `image import | export`, as people type them.
 
+use std::ffi::OsString;
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use isopod_tests::node::{self, Images, Node, Options, REGISTRY, image};
+use isopod_tests::process::Child;
 use isopod_tests::tampered::{Fault, Tampered};
 use isopod_tests::wait::{LIMIT, wait_for};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 fn isopod(node: &Node, arguments: &[&str]) -> Result<Output> {
     let output = node.isopod()?.args(arguments).stdin(Stdio::null()).output();
@@ -182,6 +188,96 @@ fn images_leave_one_node_as_an_archive_and_enter_another() -> Result<()> {
         assert!(output.status.success(), "{error}");
         let found = node.cri().image_status("some.test/other:2")?;
         assert!(before.contains(&found.context("not there")?.id));
+        Ok(())
+    })
+}
+
+/// Names of what is in a folder, sorted.
+fn names(folder: &Path) -> Result<Vec<OsString>> {
+    let entries = fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name()));
+    let mut names = entries.collect::<Result<Vec<_>>>()?;
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// A command that waits for a daemon which stands still, and `folder` when it has put something there.
+fn waiting(node: &Node, folder: &Path, arguments: &[&str]) -> Result<Child> {
+    let before = names(folder)?;
+    let child = node
+        .isopod()?
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let child = Child::new(child);
+    wait_for("the command to make something", LIMIT, || {
+        (names(folder).ok()? != before).then_some(())
+    })?;
+    Ok(child)
+}
+
+#[test]
+fn an_import_that_is_killed_leaves_nothing_for_the_next_daemon() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let archive = folder.path().join("image.tar");
+    let archive = archive.to_str().context("a path in UTF-8")?;
+    node::run(Options::host(), |node| {
+        node.cri().pull(&image("busybox"))?;
+        succeeds(node, &["image", "export", "-o", archive, &image("busybox")])?;
+        let socket = node.socket();
+        let beside = socket.parent().context("a socket in a folder")?;
+        let before = names(beside)?;
+
+        // Whoever can clean up does.
+        let import = || {
+            kill(Pid::from_raw(node.daemon_pid()?), Signal::SIGSTOP)?;
+            waiting(node, beside, &["image", "import", archive])
+        };
+        let mut ended = import()?;
+        ensure!(!ended.terminate(LIMIT)?.success(), "it was not interrupted");
+        assert_eq!(names(beside)?, before);
+
+        let mut killed = import()?;
+        killed.kill();
+        assert_ne!(names(beside)?, before);
+        node.kill_daemon();
+        node.start_daemon()?;
+        assert_eq!(names(beside)?, before);
+
+        // And so does one whose daemon goes.
+        let mut forsaken = import()?;
+        node.kill_daemon();
+        wait_for("the import to end", LIMIT, || {
+            forsaken.exited().ok().flatten()
+        })?;
+        node.start_daemon()?;
+        assert_eq!(names(beside)?, before);
+        succeeds(node, &["image", "import", archive]).map(drop)
+    })
+}
+
+#[test]
+fn an_export_that_is_killed_leaves_no_file() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let archive = folder.path().join("image.tar");
+    let archive = archive.to_str().context("a path in UTF-8")?;
+    node::run(Options::host(), |node| {
+        let name = image("nginx");
+        node.cri().pull(&name)?;
+        for delay in (0..20).map(|step| Duration::from_millis(step * 3)) {
+            let export = node
+                .isopod()?
+                .args(["image", "export", "-o", archive, &name])
+                .spawn()?;
+            let mut export = Child::new(export);
+            std::thread::sleep(delay);
+            export.kill();
+            let mut left = names(folder.path())?;
+            // It was complete, then.
+            left.retain(|name| name != "image.tar");
+            assert!(left.is_empty(), "{left:?}");
+        }
         Ok(())
     })
 }

@@ -2,12 +2,14 @@
 //!
 //! Nothing in a layout is believed here: it is *served* ([`Served`]) as a registry would, at a unix
 //! socket, and the daemon pulls from there with all of its checks. So `isopod image import` is a
-//! pull, and archives have no path into the store of their own.
+//! pull, and archives have no path into the store of their own. The socket is in a folder that goes with
+//! the command ([`Place`]); what commands leave that were killed, the next daemon removes.
 //!
-//! Used by the command that imports, on a runtime of its own.
+//! Used by the command that imports, on a runtime of its own, and by a daemon that starts.
 
 mod error;
 mod open;
+mod place;
 mod serve;
 mod unpack;
 
@@ -20,6 +22,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 pub(crate) use self::error::LayoutError;
+pub(crate) use self::place::{Place, sweep as sweep_places};
 pub(crate) use self::serve::Served;
 pub(crate) use self::unpack::unpack;
 use super::digest::Digest;

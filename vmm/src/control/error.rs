@@ -8,6 +8,7 @@ use ttrpc::Code;
 use crate::descriptors::DescriptorError;
 use crate::log::LogError;
 use crate::machine::build::BuildError;
+use crate::machine::growth::GrowthError;
 use crate::machine::windows::WindowError;
 use crate::machine::{AddError, VolumesError};
 use crate::virtio::pmem::{self, MappingError};
@@ -61,6 +62,9 @@ pub(crate) enum ControlError {
     /// A device's place.
     #[error(transparent)]
     Add(#[from] AddError),
+    /// Another size of the guest.
+    #[error(transparent)]
+    Growth(#[from] GrowthError),
     /// The vsock device.
     #[error(transparent)]
     Vsock(#[from] vsock::VsockError),
@@ -93,6 +97,7 @@ impl ControlError {
             Self::VolumesDevice(VolumesError::Server(_)) => Code::INTERNAL,
             Self::Descriptor(error) => descriptor_code(error),
             Self::Add(error) => add_code(error),
+            Self::Growth(error) => growth_code(error),
             Self::Build(error) => build_code(error),
             Self::Log(error) => log_code(error),
         }
@@ -120,6 +125,15 @@ fn add_code(error: &AddError) -> Code {
     match error {
         AddError::DiskExists(_) | AddError::NicExists(_) => Code::ALREADY_EXISTS,
         AddError::Bus(_) => Code::RESOURCE_EXHAUSTED,
+    }
+}
+
+fn growth_code(error: &GrowthError) -> Code {
+    match error {
+        GrowthError::Size(..) => Code::INVALID_ARGUMENT,
+        GrowthError::Add(error) => add_code(error),
+        // Of addresses, of this process or of slots.
+        GrowthError::Memory(_) | GrowthError::Kvm(_) => Code::RESOURCE_EXHAUSTED,
     }
 }
 

@@ -15,11 +15,13 @@ mod pause;
 mod remove_disk;
 mod remove_volume;
 mod reopen_log;
+mod resize_memory;
 mod resume;
 mod shut_down;
 mod start;
 mod status;
 mod wait_log;
+mod wait_memory;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,9 +31,10 @@ use isopod_proto::vmm::{
     AddDiskRequest, AddDiskResponse, AddNicRequest, AddNicResponse, AddVolumeRequest,
     AddVolumeResponse, CloseLogRequest, CloseLogResponse, OpenLogRequest, OpenLogResponse,
     PauseRequest, PauseResponse, RemoveDiskRequest, RemoveDiskResponse, RemoveVolumeRequest,
-    RemoveVolumeResponse, ReopenLogRequest, ReopenLogResponse, ResumeRequest, ResumeResponse,
-    ShutDownRequest, ShutDownResponse, StartRequest, StartResponse, StatusRequest, StatusResponse,
-    WaitLogRequest, WaitLogResponse,
+    RemoveVolumeResponse, ReopenLogRequest, ReopenLogResponse, ResizeMemoryRequest,
+    ResizeMemoryResponse, ResumeRequest, ResumeResponse, ShutDownRequest, ShutDownResponse,
+    StartRequest, StartResponse, StatusRequest, StatusResponse, WaitLogRequest, WaitLogResponse,
+    WaitMemoryRequest, WaitMemoryResponse,
 };
 use isopod_proto::vmm_ttrpc;
 use tokio::sync::mpsc::UnboundedSender;
@@ -157,6 +160,8 @@ verbs! {
     remove_volume(RemoveVolumeRequest) -> RemoveVolumeResponse;
     reopen_log(ReopenLogRequest) -> ReopenLogResponse;
     wait_log(WaitLogRequest) -> WaitLogResponse;
+    resize_memory(ResizeMemoryRequest) -> ResizeMemoryResponse;
+    wait_memory(WaitMemoryRequest) -> WaitMemoryResponse;
     close_log(CloseLogRequest) -> CloseLogResponse;
     shut_down(ShutDownRequest) -> ShutDownResponse;
 }

@@ -1,6 +1,6 @@
 use isopod_proto::vmm::{MachineState, StatusRequest, StatusResponse};
 
-use super::{Control, ControlError, Phase};
+use super::{Control, ControlError, Phase, wait_memory};
 
 /// What the machine is doing. Always answers.
 pub(super) async fn status(
@@ -16,6 +16,10 @@ pub(super) async fn status(
             let machine = &running.machine;
             response.vcpus = u32::try_from(machine.vcpus()).unwrap_or(u32::MAX);
             response.memory_mib = machine.memory_mib();
+            if let Some(growth) = machine.growth() {
+                (response.asked_memory_mib, response.plugged_memory_mib) =
+                    wait_memory::sizes(growth);
+            }
             response.disks = machine.disks();
             response.nics = machine.nics();
             response.volumes = machine.volume_names();

@@ -127,6 +127,7 @@ pub(crate) fn build(
         pci,
         memory,
         memory_mib: config.memory_mib,
+        growth: None,
         paused: false,
     };
     for (slot, device) in (FIRST_FIXED_SLOT..).zip(config.devices) {

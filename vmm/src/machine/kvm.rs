@@ -11,7 +11,7 @@ use kvm_bindings::{
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
-use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::layout;
@@ -121,6 +121,28 @@ impl Vm {
                 .map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
         }
         Ok(())
+    }
+
+    /// Registers memory that guest RAM has been extended by, while the guest runs.
+    ///
+    /// # Errors
+    ///
+    /// When KVM refuses the slot.
+    pub(crate) fn register_extent(
+        &self,
+        slot: u32,
+        extent: &GuestRegionMmap,
+    ) -> Result<(), KvmError> {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: extent.start_addr().raw_value(),
+            memory_size: extent.len(),
+            userspace_addr: extent.as_ptr() as u64,
+        };
+        // SAFETY: as in `register_memory`: the machine owns extended RAM as it does the first.
+        unsafe { self.vm.set_user_memory_region(region) }
+            .map_err(failed("KVM_SET_USER_MEMORY_REGION"))
     }
 
     /// Local APICs in the kernel; no PIC, no I/O APIC, no PIT. Before the first vCPU.

@@ -9,7 +9,7 @@
 //! c000_0000  32-bit MMIO window: BARs
 //! e800_0000  PCI configuration space of bus 0 (pci::ecam)
 //! fee0_0000  local APIC (KVM)
-//! 1_0000_0000  RAM above 3 GiB
+//! 1_0000_0000  RAM above 3 GiB, and behind it memory that comes and goes (machine::growth)
 //! 40_0000_0000  64-bit MMIO window
 //! 60_0000_0000  windows on files (machine::windows), up to 80_0000_0000
 //! ```
@@ -80,6 +80,15 @@ pub(crate) const MEMORY_MIB_MAX: u32 = 256 * 1024 - 1024;
 /// Least RAM in which a kernel and an initramfs of usual size come up, in MiB.
 pub(crate) const MEMORY_MIB_MIN: u32 = 32;
 
+/// Linux adds memory in blocks that begin at a multiple of their size, which is this at least, and in
+/// guests that are as large as [`LARGE_BLOCKS_FROM`] up to [`MEMORY_BLOCK_MAX`]
+/// (`memory_block_size_bytes` on x86).
+pub(crate) const MEMORY_BLOCK_MIN: u64 = 128 * MIB;
+/// See [`MEMORY_BLOCK_MIN`].
+pub(crate) const MEMORY_BLOCK_MAX: u64 = 2048 * MIB;
+/// First address behind the RAM of a guest that may have larger blocks.
+pub(crate) const LARGE_BLOCKS_FROM: u64 = 64 * 1024 * MIB;
+
 /// A range of guest physical addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Range {
@@ -113,6 +122,20 @@ pub(crate) fn ram_ranges(memory_mib: u32) -> Vec<Range> {
     ranges
 }
 
+/// Where memory can be added while the guest runs: behind its RAM, as far as RAM can go. Empty at the
+/// very most RAM.
+pub(crate) fn growth_range(memory_mib: u32) -> Range {
+    let ram_end = ram_ranges(memory_mib).last().map_or(0, |range| range.end());
+    let start = ram_end
+        .max(RAM_HOLE_END)
+        .next_multiple_of(MEMORY_BLOCK_MAX)
+        .min(MMIO64_START);
+    Range {
+        start,
+        size: MMIO64_START - start,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,5 +163,17 @@ mod tests {
     fn most_ram_ends_below_the_64_bit_window() {
         let last = ram_ranges(MEMORY_MIB_MAX)[1];
         assert!(last.end() <= MMIO64_START);
+    }
+
+    #[test]
+    fn memory_is_added_behind_all_ram_and_up_to_what_ram_can_be() {
+        for memory_mib in [64, 3072, 3073, 10_000, 200 * 1024] {
+            let (ram, more) = (ram_ranges(memory_mib), growth_range(memory_mib));
+            assert!(ram.iter().all(|range| range.end() <= more.start));
+            assert!(more.start.is_multiple_of(MEMORY_BLOCK_MAX));
+            assert_eq!(more.end(), MMIO64_START);
+        }
+        assert_eq!(growth_range(64).size, 252 * 1024 * MIB);
+        assert_eq!(growth_range(MEMORY_MIB_MAX).size, 0);
     }
 }

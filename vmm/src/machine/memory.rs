@@ -12,11 +12,12 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
-use super::layout;
+use super::layout::{self, Range};
 
 /// Guest RAM could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -64,29 +65,51 @@ pub(crate) fn allocate(memory_mib: u32) -> Result<GuestMemoryMmap, MemoryError> 
     if !(layout::MEMORY_MIB_MIN..=layout::MEMORY_MIB_MAX).contains(&memory_mib) {
         return Err(MemoryError::Size(memory_mib));
     }
-    let mut regions = Vec::new();
-    for range in layout::ram_ranges(memory_mib) {
-        let failed = |source| MemoryError::Map {
-            address: range.start,
-            size: range.size,
-            source,
-        };
-        let size = usize::try_from(range.size).map_err(|e| failed(io::Error::other(e)))?;
-        let mapping = MmapRegionBuilder::new(size)
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-            .build()
-            .map_err(|e| failed(io::Error::other(e)))?;
-        advise_huge_pages(&mapping, range.start);
-        let region = GuestRegionMmap::new(mapping, GuestAddress(range.start))
-            .ok_or_else(|| failed(io::Error::from_raw_os_error(libc::EOVERFLOW)))?;
-        regions.push(region);
-    }
-    GuestMemoryMmap::from_regions(regions).map_err(|e| MemoryError::Map {
+    let ranges = layout::ram_ranges(memory_mib);
+    let regions: Result<Vec<_>, _> = ranges.into_iter().map(region).collect();
+    GuestMemoryMmap::from_regions(regions?).map_err(|e| MemoryError::Map {
         address: 0,
         size: u64::from(memory_mib) * layout::MIB,
         source: io::Error::other(e),
     })
+}
+
+/// `memory`, and RAM at `range` beside it. No page is touched. What was there stays where it is in
+/// this process.
+///
+/// # Errors
+///
+/// [`MemoryError::Map`], also when there is memory in the range.
+pub(crate) fn extended(
+    memory: &GuestMemoryMmap,
+    range: Range,
+) -> Result<(GuestMemoryMmap, Arc<GuestRegionMmap>), MemoryError> {
+    let extent = Arc::new(region(range)?);
+    let extended = memory.insert_region(Arc::clone(&extent));
+    let extended = extended.map_err(|e| MemoryError::Map {
+        address: range.start,
+        size: range.size,
+        source: io::Error::other(e),
+    })?;
+    Ok((extended, extent))
+}
+
+/// RAM at `range`.
+fn region(range: Range) -> Result<GuestRegionMmap, MemoryError> {
+    let failed = |source| MemoryError::Map {
+        address: range.start,
+        size: range.size,
+        source,
+    };
+    let size = usize::try_from(range.size).map_err(|e| failed(io::Error::other(e)))?;
+    let mapping = MmapRegionBuilder::new(size)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+        .build()
+        .map_err(|e| failed(io::Error::other(e)))?;
+    advise_huge_pages(&mapping, range.start);
+    GuestRegionMmap::new(mapping, GuestAddress(range.start))
+        .ok_or_else(|| failed(io::Error::from_raw_os_error(libc::EOVERFLOW)))
 }
 
 /// Asks for huge pages: fewer faults in the guest, and shorter page walks. A host without them is

@@ -2,7 +2,7 @@
 //!
 //! The control thread owns it. It is built once ([`build`]), runs until the guest ends, can be
 //! paused, takes disks on and off its bus, and
-//! network interfaces on it:
+//! network interfaces on it, and has more memory or less ([`growth`]):
 //!
 //! ```text
 //!           pause            end (guest, ShutDown)
@@ -18,6 +18,7 @@ pub(crate) mod boot;
 pub(crate) mod build;
 pub(crate) mod cpuid;
 pub(crate) mod ending;
+pub(crate) mod growth;
 pub(crate) mod kvm;
 pub(crate) mod layout;
 pub(crate) mod memory;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
+use self::growth::Growth;
 use self::kvm::Vm;
 use self::vcpu::Vcpus;
 use self::windows::Windows;
@@ -76,8 +78,11 @@ pub(crate) struct Machine {
     vm: Arc<Vm>,
     windows: Arc<Windows>,
     pci: Arc<PciBus>,
+    /// RAM, and what it was extended by.
     memory: GuestMemoryMmap,
     memory_mib: u32,
+    /// There after the first resize.
+    growth: Option<Growth>,
     paused: bool,
 }
 
@@ -220,7 +225,7 @@ impl Machine {
         self.vcpus.count()
     }
 
-    /// RAM in MiB.
+    /// RAM that it was built with, in MiB.
     pub(crate) fn memory_mib(&self) -> u32 {
         self.memory_mib
     }

@@ -18,6 +18,9 @@ const FIRST_SLOT: u32 = 8;
 /// Most windows at once: there are no more functions on the bus.
 const WINDOWS_MAX: u32 = 256;
 
+/// The first memory slot behind those of windows.
+pub(crate) const SLOTS_END: u32 = FIRST_SLOT + WINDOWS_MAX;
+
 /// A window cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WindowError {

@@ -12,8 +12,8 @@
 //!    (driver sets DRIVER_OK, resume)           (reset, pause, removal)
 //! ```
 //!
-//! The machine makes the devices while it handles `Start`, `AddDisk`, `AddNic` and `AddVolume` on
-//! the control thread, from descriptors that it was handed; a device opens nothing by path outside the sandbox's directory:
+//! The machine makes the devices while it handles `Start`, `AddDisk`, `AddNic`, `AddVolume` and
+//! `ResizeMemory` on the control thread, from descriptors that it was handed; a device opens nothing by path outside the sandbox's directory:
 //!
 //! | device | slot on bus 0 | made by |
 //! |---|---|---|
@@ -21,6 +21,7 @@
 //! | rng | 2 | `rng::Rng::new() -> Rng`, from `getrandom(2)` |
 //! | disks | 3 and up | `blk::Disk::new(blk::DiskOptions { serial, read_only, extents: Vec<blk::Extent { file: File, offset: u64, length: u64 }> }) -> Result<Disk, DiskError>` |
 //! | disks as memory | 3 and up | `pmem::Pmem::new(serial: String, window: machine::windows::Window) -> Pmem` |
+//! | memory that comes and goes | 3 and up, with the first resize | `mem::Mem::new(range) -> (Mem, MemHandle)`; by the handle the control thread asks the guest for more or less |
 //! | volumes | 3 and up, with the first one | `fs::Fs::new(Arc<fs::Server>) -> Fs`; the server keeps the volumes, and the control thread adds and removes them |
 //! | network interfaces | 3 and up | `net::Nic::new(net::NicOptions { name, mac, mtu, taps: Vec<OwnedFd> }) -> Result<Nic, NicError>` |
 //!
@@ -31,6 +32,7 @@
 pub(crate) mod blk;
 mod chain;
 pub(crate) mod fs;
+pub(crate) mod mem;
 pub(crate) mod net;
 pub(crate) mod pci;
 pub(crate) mod pmem;

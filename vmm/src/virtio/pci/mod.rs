@@ -312,7 +312,8 @@ impl VirtioPci {
         self.device.deactivate();
     }
 
-    /// Stops a running device and keeps its queues. Called while no vCPU runs.
+    /// Stops a running device and keeps its queues. What the driver writes meanwhile waits for the
+    /// function's lock, or is found when the device goes on.
     pub(crate) fn pause(&mut self) {
         if matches!(self.phase, Phase::Running) {
             self.phase = Phase::Paused(self.device.deactivate());
@@ -330,6 +331,19 @@ impl VirtioPci {
         self.run(queues);
         // A worker may have stopped between taking a notification and serving it.
         self.notifiers.iter().for_each(Notifier::signal);
+    }
+
+    /// Lets the device use other memory from now on, of which what it used is a part. A device that
+    /// runs stops for that, and goes on where it was.
+    pub(crate) fn set_memory(&mut self, memory: GuestMemoryMmap) {
+        let running = matches!(self.phase, Phase::Running);
+        if running {
+            self.pause();
+        }
+        self.memory = memory;
+        if running {
+            self.resume();
+        }
     }
 
     /// Ends the function: the device is idle, nothing of it is known to the hypervisor any more, and

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 
+use vm_memory::{GuestMemory, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::pci::Hypervisor;
@@ -62,6 +63,8 @@ pub(crate) struct TestDeviceLog {
     pub(crate) deactivations: usize,
     pub(crate) resets: usize,
     pub(crate) features: u64,
+    /// Bytes of memory that it may use.
+    pub(crate) memory: u64,
     pub(crate) interrupt: Option<Arc<dyn Interrupt>>,
     pub(crate) refuse: bool,
 }
@@ -104,6 +107,7 @@ impl VirtioDevice for TestDevice {
         }
         log.activations += 1;
         log.features = activation.features;
+        log.memory = activation.memory.iter().map(GuestMemoryRegion::len).sum();
         log.interrupt = Some(activation.interrupt);
         self.queues = activation.queues;
         Ok(())

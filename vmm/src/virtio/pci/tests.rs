@@ -8,6 +8,7 @@ use vm_memory::GuestMemoryMmap;
 use super::common::status;
 use super::testing::{Recorder, TEST_FEATURE, TestDevice, TestDeviceLog};
 use super::*;
+use crate::machine::layout::{self, MIB, Range};
 use crate::machine::memory;
 use crate::pci::bus::{self, PciBus};
 use crate::pci::config::{COMMAND, COMMAND_MEMORY};
@@ -268,6 +269,36 @@ fn pause_stops_the_device_and_resume_starts_it_with_its_queues() {
     bus::lock(&function).resume();
     bus::lock(&function).resume();
     assert_eq!(driver.log.lock().unwrap().activations, 2);
+    assert_eq!(driver.status(), READY);
+}
+
+#[test]
+fn more_memory_reaches_a_device_that_runs_at_once_and_others_when_they_start() {
+    let driver = Driver::new();
+    let function = driver.bus.functions().remove(0);
+    let small = memory::allocate(32).unwrap();
+    let more = Range {
+        start: layout::RAM_HOLE_END,
+        size: 32 * MIB,
+    };
+    let (large, _) = memory::extended(&small, more).unwrap();
+    let seen = || {
+        let log = driver.log.lock().unwrap();
+        (log.activations, log.memory / MIB)
+    };
+    bus::lock(&function).set_memory(small.clone());
+    assert_eq!(seen().0, 0, "it does not run");
+    driver.start();
+    assert_eq!(seen(), (1, 32));
+    let notifiers = driver.hypervisor.notifiers();
+    bus::lock(&function).set_memory(large);
+    assert_eq!(seen(), (2, 64));
+    assert_eq!(driver.hypervisor.notifiers(), notifiers);
+    bus::lock(&function).pause();
+    bus::lock(&function).set_memory(small);
+    assert_eq!(seen().0, 2, "it is paused");
+    bus::lock(&function).resume();
+    assert_eq!(seen(), (3, 32));
     assert_eq!(driver.status(), READY);
 }
 

@@ -108,6 +108,7 @@ fn parse(args: &[OsString]) -> Result<Options, ServeError> {
         before_set_up: || {},
         // A host's are its own.
         set_processors: |_| 0,
+        use_memory: || Ok(()),
         after_set_up: || {},
     };
     Ok(Options {

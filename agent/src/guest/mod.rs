@@ -12,6 +12,7 @@
 
 mod log;
 mod loopback;
+mod memory;
 mod mounts;
 mod processors;
 mod settings;
@@ -70,6 +71,7 @@ fn serve_vsock() -> Result<(), ServeError> {
             search_bus: Bus::search,
             before_set_up: settings::apply,
             set_processors: processors::set_up,
+            use_memory: memory::prepare,
             after_set_up: processors::bring_up,
         };
         serve(rpc, streams, surroundings).await

@@ -104,6 +104,9 @@ pub(crate) enum AgentError {
     /// The device rules.
     #[error(transparent)]
     Devices(#[from] DevicesError),
+    /// The kernel, which is to use more memory.
+    #[error("preparing for more memory")]
+    Memory(#[source] io::Error),
     /// One of the agent's own files.
     #[error("writing {path}")]
     File {
@@ -162,6 +165,7 @@ impl AgentError {
             | Self::Io(_)
             | Self::Cgroup(CgroupError::Io { .. } | CgroupError::Populated(_))
             | Self::Devices(DevicesError::Bpf { .. })
+            | Self::Memory(_)
             | Self::File { .. } => Code::INTERNAL,
             Self::GivenUp => Code::UNAVAILABLE,
         }

@@ -29,6 +29,7 @@ mod signal_process;
 mod start_container;
 mod stats;
 mod update_container;
+mod use_memory;
 mod wait_process;
 
 use std::future::Future;
@@ -45,7 +46,8 @@ use isopod_proto::agent::{
     ReplayChangesResponse, SetProcessorsRequest, SetProcessorsResponse, SetUpSandboxRequest,
     SetUpSandboxResponse, SignalProcessRequest, SignalProcessResponse, StartContainerRequest,
     StartContainerResponse, StatsRequest, StatsResponse, UpdateContainerRequest,
-    UpdateContainerResponse, WaitProcessRequest, WaitProcessResponse,
+    UpdateContainerResponse, UseMemoryRequest, UseMemoryResponse, WaitProcessRequest,
+    WaitProcessResponse,
 };
 use isopod_proto::agent_ttrpc::Agent;
 use nix::unistd::Pid;
@@ -79,6 +81,8 @@ pub(crate) struct Surroundings {
     pub(crate) before_set_up: fn(),
     /// Brings up so many processors, or takes others down; answers how many are up. May block.
     pub(crate) set_processors: fn(u32) -> u32,
+    /// Lets the kernel use memory that is added from now on. May block.
+    pub(crate) use_memory: fn() -> io::Result<()>,
     /// What is to be done once there is a sandbox. May block.
     pub(crate) after_set_up: fn(),
 }
@@ -224,6 +228,14 @@ impl Agent for Served {
     ) -> ttrpc::Result<SetProcessorsResponse> {
         let service = Arc::clone(&self.0);
         AgentService::finish(async move { service.set_processors(request).await }).await
+    }
+
+    async fn use_memory(
+        &self,
+        _: &TtrpcContext,
+        _: UseMemoryRequest,
+    ) -> ttrpc::Result<UseMemoryResponse> {
+        Ok(self.0.use_memory().await?)
     }
 
     async fn replay_changes(

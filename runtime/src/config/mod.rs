@@ -63,6 +63,8 @@ pub(crate) struct VmConfig {
     pub(crate) initramfs: PathBuf,
     /// Guest memory of a pod that sets no limit.
     pub(crate) memory_mib: u32,
+    /// Most memory that a guest grows to; 0: as much as the host has.
+    pub(crate) max_memory_mib: u32,
     /// vCPUs that a guest can bring up.
     pub(crate) max_vcpus: u32,
     /// Size of the sandbox's writable disk.
@@ -195,6 +197,7 @@ impl Default for VmConfig {
             kernel: "/usr/lib/isopod/vmlinux".into(),
             initramfs: "/usr/lib/isopod/initramfs.cpio".into(),
             memory_mib: 256,
+            max_memory_mib: 0,
             max_vcpus: 2,
             scratch_mib: 10 * 1024,
             image_device: ImageDevice::default(),

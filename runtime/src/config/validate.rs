@@ -37,6 +37,7 @@ pub(super) fn validate(config: &Config) -> Vec<Problem> {
     check.path("vm.kernel", &vm.kernel, libc_path_max());
     check.path("vm.initramfs", &vm.initramfs, libc_path_max());
     check.range("vm.memory_mib", vm.memory_mib, &(64..=1024 * 1024));
+    check.range("vm.max_memory_mib", vm.max_memory_mib, &(0..=255 * 1024));
     check.range("vm.max_vcpus", vm.max_vcpus, &(1..=64));
     check.range("vm.scratch_mib", vm.scratch_mib, &(16..=16 * 1024 * 1024));
     check.range("vm.start_timeout_ms", vm.start_timeout_ms, &(100..=600_000));

@@ -117,6 +117,8 @@ async fn machine(sandbox: &Sandbox) -> Value {
             "vmmVersion": status.vmm_version,
             "vcpus": status.vcpus,
             "memoryMiB": status.memory_mib,
+            "askedMemoryMiB": status.asked_memory_mib,
+            "pluggedMemoryMiB": status.plugged_memory_mib,
             "disks": status.disks,
             "nics": status.nics,
             "vsockConnections": status.vsock_connections,

@@ -11,7 +11,8 @@ pub(super) async fn update_pod_sandbox_resources(
 ) -> Result<UpdatePodSandboxResourcesResponse, CriError> {
     let sandbox = cri.sandboxes.find(&request.pod_sandbox_id)?;
     if let Some(resources) = &request.resources {
-        sandbox.resize(resources).await?;
+        let overhead = request.overhead.as_ref();
+        cri.sandboxes.resize(&sandbox, resources, overhead).await?;
     }
     Ok(UpdatePodSandboxResourcesResponse {})
 }

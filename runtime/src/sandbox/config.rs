@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use isopod_proto::cri;
 use serde::{Deserialize, Serialize};
 
-use super::size::GuestSize;
+use super::size::{self, GuestSize};
 use super::users::UserNamespace;
 use crate::cgroup::check_parent;
 use crate::config::VmConfig;
@@ -58,6 +58,9 @@ pub(crate) struct PodConfig {
     pub(crate) cgroup_parent: String,
     /// The guest's processors and memory.
     pub(crate) size: GuestSize,
+    /// Memory of the host that it has room for beside its containers' limits, in MiB; 0: not told.
+    #[serde(default)]
+    pub(crate) overhead_mib: u32,
 }
 
 /// A resolver's configuration (`resolv.conf(5)`).
@@ -126,6 +129,7 @@ impl PodConfig {
             user_namespace,
             cgroup_parent: linux.cgroup_parent,
             size,
+            overhead_mib: size::overhead_mib(linux.overhead.as_ref()),
         })
     }
 

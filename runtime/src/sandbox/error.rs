@@ -34,6 +34,19 @@ pub(crate) enum SandboxError {
     /// The machine.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// The guest has not plugged what it was asked to; it is asked to have what it had.
+    #[error(
+        "the guest does not grow: of {added_mib} MiB beside the {started_mib} MiB that it was started \
+         with, it has taken {plugged_mib} MiB"
+    )]
+    NotGrown {
+        /// What it was started with.
+        started_mib: u32,
+        /// What it was asked to have beside that.
+        added_mib: u32,
+        /// What it had of that when it was given up.
+        plugged_mib: u32,
+    },
     /// The network.
     #[error("the pod's network")]
     Network(#[from] NetworkError),

@@ -21,6 +21,7 @@
 mod changes;
 mod config;
 mod error;
+mod memory;
 mod processors;
 mod record;
 mod recover;
@@ -44,10 +45,13 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, watch};
 use self::changes::Changes;
 pub(crate) use self::config::{Dns, PodConfig, USERS};
 pub(crate) use self::error::SandboxError;
+pub(crate) use self::memory::Memory;
+use self::memory::WantedMemory;
 pub(crate) use self::processors::{ProcessorSet, Processors};
 pub(crate) use self::record::{SandboxPhase, SandboxRecord};
 pub(crate) use self::scratch::ScratchError;
 use self::scratch::ScratchTemplate;
+pub(crate) use self::size::mebibytes;
 pub(crate) use self::undo::Undo;
 pub(crate) use self::users::UserNamespace;
 pub(crate) use self::volumes::{Propagation, Volume, Volumes, has_submounts};
@@ -99,6 +103,8 @@ pub(crate) struct Sandbox {
     pub(crate) cpu_rate: CpuRate,
     /// Which of the host's processors it may use.
     pub(crate) processors: Processors,
+    /// How much memory its guest has.
+    pub(crate) memory: Memory,
     vm: Option<Arc<Vm>>,
     network: Mutex<Option<PodNetwork>>,
     state: watch::Sender<SandboxState>,
@@ -299,7 +305,11 @@ impl Sandbox {
     }
 
     /// Writes the record, unless it is gone for good.
-    async fn save(&self, records: &Records) -> Result<(), SandboxError> {
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub(crate) async fn save(&self, records: &Records) -> Result<(), SandboxError> {
         let removed = self.record.lock().await;
         if removed.0 {
             return Ok(());

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{PodConfig, Sandbox, SandboxState};
+use super::{PodConfig, Sandbox, SandboxState, WantedMemory};
 use crate::id::SandboxId;
 use crate::network::PodNetwork;
 use crate::vm::{ProcessId, VmEnd};
@@ -23,6 +23,9 @@ pub(crate) struct SandboxRecord {
     /// The VMM's process, once there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) vmm: Option<ProcessId>,
+    /// What its guest was asked to have of memory since it was started.
+    #[serde(default)]
+    pub(crate) memory: WantedMemory,
     /// Where it is in the network, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) network: Option<PodNetwork>,
@@ -57,6 +60,7 @@ impl Sandbox {
             handler: self.handler.clone(),
             created_at_ns: self.created_at_ns,
             vmm: self.vm.as_ref().map(|vm| vm.process_id()),
+            memory: self.memory.wanted(),
             network: self.network(),
             end,
         }

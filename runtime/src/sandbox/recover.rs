@@ -17,8 +17,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::{
-    Processors, Sandbox, SandboxError, SandboxPhase, SandboxRecord, SandboxState, Sandboxes,
-    Volumes, remove_cgroup, remove_dir,
+    Memory, Processors, Sandbox, SandboxError, SandboxPhase, SandboxRecord, SandboxState,
+    Sandboxes, Volumes, remove_cgroup, remove_dir,
 };
 use crate::chain::chain;
 use crate::id::SandboxId;
@@ -180,10 +180,11 @@ impl Sandboxes {
         };
         tracing::info!(sandbox_id = %record.id, running = vm.is_some(), "found a sandbox again");
         let processors = self.processors(&record);
+        let memory = self.memory(&record);
         let volumes = Volumes::new(record.id.clone(), Arc::clone(&self.changes));
         let sandbox = Arc::new(sandbox(
             record,
-            (processors, volumes),
+            (processors, memory, volumes),
             vm.map(Arc::new),
             state,
             name,
@@ -228,7 +229,7 @@ impl Sandboxes {
 
 fn sandbox(
     record: SandboxRecord,
-    (processors, volumes): (Processors, Volumes),
+    (processors, memory, volumes): (Processors, Memory, Volumes),
     vm: Option<Arc<Vm>>,
     state: SandboxState,
     name: Reservation,
@@ -241,6 +242,7 @@ fn sandbox(
         cpu_rate: CpuRate::default(),
         volumes,
         processors,
+        memory,
         vm,
         network: std::sync::Mutex::new(record.network),
         state: watch::Sender::new(state),

@@ -2,31 +2,26 @@
 
 use isopod_proto::cri;
 
-use super::{Sandbox, SandboxError, size};
+use super::{Sandbox, SandboxError, Sandboxes, size};
 use crate::field::FieldError;
 
-impl Sandbox {
-    /// Brings processors of the guest up or takes them down, so that a CPU limit has as many as it
-    /// can keep busy. Memory is what the guest was started with: a limit that fits in it needs no
-    /// change, and a larger one is refused.
+impl Sandboxes {
+    /// Gives the guest as many processors as a CPU limit can keep busy, and as much memory as a memory
+    /// limit needs, but never less than it was started with. What is not limited stays as it is. All
+    /// of it is done, or the guest is left as it was.
     ///
     /// # Errors
     ///
-    /// When the guest is too small for the limits, or does not answer.
-    #[tracing::instrument(skip_all, fields(sandbox_id = %self.id))]
+    /// When no guest, or not this one, can have what the limits ask for, or it does not answer.
+    #[tracing::instrument(skip_all, fields(sandbox_id = %sandbox.id))]
     pub(crate) async fn resize(
         &self,
+        sandbox: &Sandbox,
         resources: &cri::LinuxContainerResources,
+        overhead: Option<&cri::LinuxContainerResources>,
     ) -> Result<(), SandboxError> {
-        let (has, wanted_mib) = (self.config.size, size::memory_mib(resources));
-        if wanted_mib > has.memory_mib {
-            let reason = format!(
-                "needs a virtual machine of {wanted_mib} MiB; this one has {} MiB, and does not \
-                 grow while it runs",
-                has.memory_mib
-            );
-            return Err(FieldError::new("resources.memory_limit_in_bytes", reason).into());
-        }
+        let field = "resources.memory_limit_in_bytes";
+        let has = sandbox.config.size;
         let vcpus = size::vcpus(resources);
         if vcpus > has.max_vcpus {
             let reason = format!(
@@ -37,7 +32,23 @@ impl Sandbox {
         }
         // Without a limit, all of them.
         let vcpus = if vcpus == 0 { has.max_vcpus } else { vcpus };
-        let admission = self.admit().await?;
-        Ok(admission.vm.set_processors(vcpus).await?)
+        let admission = sandbox.admit().await?;
+        let turn = sandbox.memory.turn().await;
+        let before = turn.wanted();
+        // A kubelet says -1, or less, of a pod without a limit.
+        let wanted = match size::mebibytes(resources.memory_limit_in_bytes) {
+            0 => before,
+            limit_mib => turn.for_pod(limit_mib, size::overhead_mib(overhead)),
+        };
+        turn.grow(&admission.vm, wanted, field).await?;
+        if let Err(error) = admission.vm.set_processors(vcpus).await {
+            turn.settle(&admission.vm, before).await;
+            return Err(error.into());
+        }
+        turn.settle(&admission.vm, wanted).await;
+        match wanted == before {
+            true => Ok(()),
+            false => sandbox.save(&self.records).await,
+        }
     }
 }

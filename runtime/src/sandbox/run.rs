@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
-    PodConfig, Processors, SCRATCH_SERIAL, Sandbox, SandboxError, SandboxPhase, SandboxRecord,
-    SandboxState, Sandboxes, Undo, UserNamespace, Volumes, create_private_dir, remove_cgroup,
-    remove_dir,
+    Memory, PodConfig, Processors, SCRATCH_SERIAL, Sandbox, SandboxError, SandboxPhase,
+    SandboxRecord, SandboxState, Sandboxes, Undo, UserNamespace, Volumes, WantedMemory,
+    create_private_dir, remove_cgroup, remove_dir,
 };
 use crate::chain::chain;
 use crate::clock;
@@ -55,6 +55,7 @@ impl Sandboxes {
             handler,
             created_at_ns: clock::now_ns(),
             vmm: None,
+            memory: WantedMemory::default(),
             network: None,
             end: None,
         };
@@ -111,6 +112,7 @@ impl Sandboxes {
         }
         let sandbox = Sandbox {
             processors: self.processors(&record),
+            memory: self.memory(&record),
             volumes: Volumes::new(record.id.clone(), Arc::clone(&self.changes)),
             id: record.id,
             config: record.config,
@@ -135,6 +137,10 @@ impl Sandboxes {
     pub(super) fn processors(&self, record: &SandboxRecord) -> Processors {
         let parent = record.config.cgroup_parent.clone();
         Processors::new(Arc::clone(&self.cgroups), parent, record.id.clone())
+    }
+
+    pub(super) fn memory(&self, record: &SandboxRecord) -> Memory {
+        Memory::new(&record.id, &record.config, record.memory, &self.config)
     }
 
     /// The last step of undoing, if all others were done. Otherwise the sandbox stays known, so that

@@ -22,7 +22,7 @@ const VMM_OVERHEAD_MIB: u32 = 16;
 pub(crate) struct GuestSize {
     /// vCPUs that it can bring up.
     pub(crate) max_vcpus: u32,
-    /// RAM, in MiB.
+    /// RAM that it starts with, in MiB.
     pub(crate) memory_mib: u32,
 }
 
@@ -58,16 +58,9 @@ impl GuestSize {
             let reason = "asks for huge pages, which a guest does not have".to_owned();
             return wrong("hugepage_limits", reason);
         }
-        let overhead = linux.overhead.as_ref();
-        let told = overhead.map_or(0, |overhead| mebibytes(overhead.memory_limit_in_bytes));
-        let overhead = told
-            .saturating_sub(VMM_OVERHEAD_MIB)
-            .max(GUEST_OVERHEAD_MIB);
-        let memory_mib = match mebibytes(limits.memory_limit_in_bytes) {
-            0 => 0,
-            limit => limit.saturating_add(overhead),
-        };
-        if memory_mib > MEMORY_MAX_MIB {
+        let limit = mebibytes(limits.memory_limit_in_bytes);
+        let overhead = overhead_mib(linux.overhead.as_ref());
+        if memory_mib(limit, overhead, 0) > MEMORY_MAX_MIB {
             let reason = format!("and the pod's overhead are more than {MEMORY_MAX_MIB} MiB");
             return wrong("memory_limit_in_bytes", reason);
         }
@@ -77,11 +70,9 @@ impl GuestSize {
             return wrong("cpu_quota", reason);
         }
         size.max_vcpus = size.max_vcpus.max(vcpus);
-        size.memory_mib = match (memory_mib, told) {
-            (0, _) => size.memory_mib,
-            (memory_mib, 0) => size.memory_mib.max(memory_mib),
-            (memory_mib, _) => memory_mib,
-        };
+        if limit > 0 {
+            size.memory_mib = memory_mib(limit, overhead, defaults.memory_mib);
+        }
         Ok(size)
     }
 }
@@ -98,16 +89,39 @@ pub(super) fn vcpus(limits: &LinuxContainerResources) -> u32 {
     u32::try_from(quota).unwrap_or(u32::MAX)
 }
 
-/// Memory for a memory limit and the guest itself; 0 without a limit.
-pub(super) fn memory_mib(limits: &LinuxContainerResources) -> u32 {
-    match mebibytes(limits.memory_limit_in_bytes) {
-        0 => 0,
-        limit => limit.saturating_add(GUEST_OVERHEAD_MIB),
+/// Memory of a guest for a limit of what runs in it, and the guest itself; at least `least_mib` for a
+/// pod without an overhead (0).
+pub(super) fn memory_mib(limit_mib: u32, overhead_mib: u32, least_mib: u32) -> u32 {
+    let own = overhead_mib
+        .saturating_sub(VMM_OVERHEAD_MIB)
+        .max(GUEST_OVERHEAD_MIB);
+    match (limit_mib, overhead_mib) {
+        (0, _) => 0,
+        (limit, 0) => limit.saturating_add(own).max(least_mib),
+        (limit, _) => limit.saturating_add(own),
     }
 }
 
+/// A pod's overhead in memory; 0 when it says nothing of one.
+pub(super) fn overhead_mib(overhead: Option<&LinuxContainerResources>) -> u32 {
+    overhead.map_or(0, |overhead| mebibytes(overhead.memory_limit_in_bytes))
+}
+
+/// Most memory of a guest that grows; `configured` may leave it to what the host has (0).
+pub(super) fn max_memory_mib(configured: u32) -> u32 {
+    let most = match configured {
+        0 => {
+            let host = rustix::system::sysinfo();
+            let bytes = host.totalram.saturating_mul(host.mem_unit.into());
+            u32::try_from(bytes >> 20).unwrap_or(u32::MAX)
+        }
+        configured => configured,
+    };
+    most.min(MEMORY_MAX_MIB)
+}
+
 /// Rounded up; 0 for what is negative.
-fn mebibytes(bytes: i64) -> u32 {
+pub(crate) fn mebibytes(bytes: i64) -> u32 {
     let bytes = u64::try_from(bytes).unwrap_or(0);
     u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX)
 }
@@ -156,6 +170,19 @@ mod tests {
         let (limit, overhead) = (96 << 20, 80 << 20);
         assert_eq!(sized(0, limit, overhead).unwrap(), size(2, 96 + 80 - 16));
         assert_eq!(sized(0, limit, 0).unwrap(), size(2, 256));
+    }
+
+    #[test]
+    fn a_guest_that_grows_has_what_one_would_be_started_with() {
+        for (limit, overhead) in [(96, 80), (1024, 0), (64, 0), (500, 20)] {
+            let started = sized(0, limit << 20, overhead << 20).unwrap().memory_mib;
+            let (limit, overhead) = (mebibytes(limit << 20), mebibytes(overhead << 20));
+            assert_eq!(memory_mib(limit, overhead, 256), started);
+        }
+        assert_eq!(memory_mib(0, 80, 256), 0);
+        assert_eq!(max_memory_mib(1000), 1000);
+        assert_eq!(max_memory_mib(u32::MAX), MEMORY_MAX_MIB);
+        assert!(max_memory_mib(0) > 64, "what this host has");
     }
 
     #[test]

@@ -11,7 +11,8 @@ use isopod_proto::agent::{
     ContainerState, CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest,
     DeleteProcessRequest, ExecProcessRequest, HelloRequest, ListContainersRequest, PowerOffRequest,
     ReplayChangesRequest, SetProcessorsRequest, SetUpSandboxRequest, SignalProcessRequest,
-    StartContainerRequest, StreamOpen, UpdateContainerRequest, WaitProcessRequest,
+    StartContainerRequest, StreamOpen, UpdateContainerRequest, UseMemoryRequest,
+    WaitProcessRequest,
 };
 use isopod_proto::agent_ttrpc::AgentClient;
 use isopod_proto::{AGENT_PORT, AGENT_PROTOCOL_VERSION, STREAM_PORT};
@@ -269,6 +270,16 @@ impl Agent {
         let answer = client.set_processors(Context::default(), &request);
         self.link
             .call("SetProcessors", Some(LIMIT), answer)
+            .await
+            .map(drop)
+    }
+
+    pub(super) async fn use_memory(&self) -> Result<(), VmError> {
+        let client = self.client().await?;
+        let request = UseMemoryRequest::new();
+        let answer = client.use_memory(Context::default(), &request);
+        self.link
+            .call("UseMemory", Some(LIMIT), answer)
             .await
             .map(drop)
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use isopod_proto::vmm::{
     AddDiskRequest, AddNicRequest, AddVolumeRequest, CloseLogRequest, Disk, Nic, OpenLogRequest,
-    RemoveDiskRequest, RemoveVolumeRequest, ReopenLogRequest, ShutDownRequest, StartRequest,
-    StatusRequest, StatusResponse, WaitLogRequest,
+    RemoveDiskRequest, RemoveVolumeRequest, ReopenLogRequest, ResizeMemoryRequest, ShutDownRequest,
+    StartRequest, StatusRequest, StatusResponse, WaitLogRequest, WaitMemoryRequest,
 };
 use isopod_proto::vmm_ttrpc::MachineClient;
 use ttrpc::context::Context;
@@ -18,6 +18,9 @@ use crate::id::ContainerId;
 
 /// How long the VMM may take for anything but a wait: it is this host's own process.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a guest may take to grow that goes on doing so: less than callers wait for an answer.
+const GROW_LIMIT: Duration = Duration::from_secs(100);
 
 /// A VMM's control service.
 #[derive(Debug)]
@@ -134,6 +137,33 @@ impl Control {
             .call("RemoveVolume", Some(LIMIT), answer)
             .await
             .map(drop)
+    }
+
+    pub(super) async fn resize_memory(&self, memory_mib: u32) -> Result<(), VmError> {
+        let client = self.client().await?;
+        let request = ResizeMemoryRequest {
+            memory_mib,
+            ..Default::default()
+        };
+        let answer = client.resize_memory(Context::default(), &request);
+        self.link
+            .call("ResizeMemory", Some(LIMIT), answer)
+            .await
+            .map(drop)
+    }
+
+    /// What the guest has plugged, in MiB.
+    pub(super) async fn wait_memory(&self, patience: Duration) -> Result<u32, VmError> {
+        let client = self.client().await?;
+        let request = WaitMemoryRequest {
+            patience_ms: u32::try_from(patience.as_millis()).unwrap_or(u32::MAX),
+            ..Default::default()
+        };
+        let answer = client.wait_memory(Context::default(), &request);
+        self.link
+            .call("WaitMemory", Some(GROW_LIMIT), answer)
+            .await
+            .map(|answer| answer.plugged_memory_mib)
     }
 
     pub(super) async fn open_log(&self, id: &ContainerId, descriptor: &str) -> Result<(), VmError> {

@@ -423,6 +423,34 @@ impl Vm {
         self.agent.set_processors(count).await
     }
 
+    /// Asks the guest to have so much memory beside what it was started with.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room for it, or the VMM does not answer.
+    pub(crate) async fn resize_memory(&self, added_mib: u32) -> Result<(), VmError> {
+        self.control.resize_memory(added_mib).await
+    }
+
+    /// Lets the guest find the device for that.
+    ///
+    /// # Errors
+    ///
+    /// When the agent refuses or does not answer.
+    pub(crate) async fn use_memory(&self) -> Result<(), VmError> {
+        self.agent.use_memory().await
+    }
+
+    /// What the guest has of what it was asked to have, in MiB, once it has all or is no nearer to it
+    /// for as long as `patience`.
+    ///
+    /// # Errors
+    ///
+    /// When the VMM does not answer, or the guest goes on by little for too long.
+    pub(crate) async fn wait_memory(&self, patience: Duration) -> Result<u32, VmError> {
+        self.control.wait_memory(patience).await
+    }
+
     /// Lets those in the guest who watch a volume know what has changed in it.
     ///
     /// # Errors

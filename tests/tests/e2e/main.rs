@@ -9,6 +9,7 @@ mod layers;
 mod lifecycle;
 mod logs;
 mod machine;
+mod memory;
 mod metrics;
 mod network;
 mod posix;

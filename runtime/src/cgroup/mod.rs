@@ -72,6 +72,15 @@ impl CgroupError {
     }
 }
 
+/// Memory of a sandbox that the host cannot take back, and the limit of the pod that it counts for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// Memory without a file behind it: a guest's, for the most part.
+    pub(crate) bytes: u64,
+    /// `memory.max` of the sandbox's parent.
+    pub(crate) max_bytes: u64,
+}
+
 /// The cgroups of this node's sandboxes.
 #[derive(Debug)]
 pub(crate) struct Cgroups {
@@ -195,6 +204,19 @@ impl Cgroups {
             }
         }
         Ok(())
+    }
+
+    /// What a sandbox holds of the memory that its parent is limited to; `None` where nothing limits
+    /// it, or nobody says.
+    pub(crate) fn held(&self, parent: &str, id: &SandboxId) -> Option<Held> {
+        let own = own(self.root.as_ref()?, parent, id);
+        let max = fs::read_to_string(own.parent()?.join("memory.max")).ok()?;
+        let stat = fs::read_to_string(own.join("memory.stat")).ok()?;
+        let anon = stat.lines().find_map(|line| line.strip_prefix("anon "))?;
+        Some(Held {
+            bytes: anon.parse().ok()?,
+            max_bytes: max.trim().parse().ok()?,
+        })
     }
 
     fn alone(&self) -> MutexGuard<'_, ()> {
@@ -328,6 +350,31 @@ mod tests {
         // Nobody reaps it before: what has ended no longer counts.
         cgroups.remove("", &id).unwrap();
         assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    }
+
+    #[test]
+    fn what_a_sandbox_holds_is_told_where_its_pod_is_limited() {
+        let root = tempfile::tempdir().unwrap();
+        let cgroups = Cgroups {
+            root: Some(root.path().to_owned()),
+            shared: Mutex::default(),
+        };
+        let id = SandboxId::random().unwrap();
+        let own = own(root.path(), "/pod", &id);
+        fs::create_dir_all(&own).unwrap();
+        fs::write(own.join("memory.stat"), "anon 4096\nfile 1\n").unwrap();
+        assert_eq!(cgroups.held("/pod", &id), None);
+        let max = own.parent().unwrap().join("memory.max");
+        fs::write(&max, "max\n").unwrap();
+        assert_eq!(cgroups.held("/pod", &id), None);
+        fs::write(&max, "8192\n").unwrap();
+        let held = Held {
+            bytes: 4096,
+            max_bytes: 8192,
+        };
+        assert_eq!(cgroups.held("/pod", &id), Some(held));
+        let other = SandboxId::random().unwrap();
+        assert_eq!(cgroups.held("/pod", &other), None);
     }
 
     #[test]

@@ -61,7 +61,7 @@ impl Containers {
             Err(error) => Err(ContainerError::from(error)),
         };
         if let Err(error) = changed {
-            turn.settle(&admission.vm, has).await;
+            turn.restore(&admission.vm, has).await;
             let before = container.resources().processors();
             if let Err(error) = processors.set(user, before).await {
                 tracing::warn!(

@@ -91,6 +91,7 @@ fn of_sandbox(error: &SandboxError) -> Code {
         SandboxError::NotReady { .. } => Code::FailedPrecondition,
         SandboxError::Cancelled => Code::Cancelled,
         SandboxError::Vm(error) => of_vm(error),
+        SandboxError::Held { .. } => Code::FailedPrecondition,
         SandboxError::NotGrown { .. } => Code::DeadlineExceeded,
         SandboxError::Network(error) => of_network(error),
         SandboxError::Scratch(error) => match error {

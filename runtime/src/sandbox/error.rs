@@ -47,6 +47,17 @@ pub(crate) enum SandboxError {
         /// What it had of that when it was given up.
         plugged_mib: u32,
     },
+    /// The guest would be ended by the host for what it holds.
+    #[error(
+        "the guest holds {held_mib} MiB of the host's memory, with no more to give back: the host \
+         would end it for a limit of {limit_mib} MiB, which is the pod's and its overhead"
+    )]
+    Held {
+        /// What it holds, or will when it has given back what it can.
+        held_mib: u64,
+        /// What the pod's cgroup would have room for.
+        limit_mib: u64,
+    },
     /// The network.
     #[error("the pod's network")]
     Network(#[from] NetworkError),

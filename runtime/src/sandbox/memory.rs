@@ -18,10 +18,10 @@ use crate::field::FieldError;
 use crate::id::SandboxId;
 use crate::vm::Vm;
 
-/// How long a guest that grows may be without progress before it counts as failed.
-const GROW_PATIENCE: Duration = Duration::from_secs(5);
-/// How long one that shrinks may be until what it has given back is all for now.
-const SHRINK_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a guest may be without progress before what it has is all for now: longer than it takes to
+/// move what is in one of its kernel's blocks of memory out of it, and less than a sandbox that is
+/// stopped waits.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// What a guest plugs and unplugs (`vmm.proto`), in MiB.
 const BLOCK_MIB: u32 = 2;
@@ -106,13 +106,8 @@ impl Memory {
 }
 
 impl Turn<'_> {
-    /// What is wanted when the pod's limit becomes `limit_mib`; an overhead of 0 is the one that it was
-    /// started with.
+    /// What is wanted when the pod's limit becomes `limit_mib`.
     pub(super) fn for_pod(&self, limit_mib: u32, overhead_mib: u32) -> WantedMemory {
-        let overhead_mib = match overhead_mib {
-            0 => self.memory.overhead_mib,
-            told => told,
-        };
         WantedMemory {
             pod_mib: self.memory.guest_mib(limit_mib, overhead_mib),
             ..self.wanted()
@@ -176,7 +171,7 @@ impl Turn<'_> {
     async fn grow_by(&self, vm: &Vm, added_mib: u32) -> Result<(), SandboxError> {
         vm.resize_memory(added_mib).await?;
         vm.use_memory().await?;
-        let plugged_mib = vm.wait_memory(GROW_PATIENCE).await?;
+        let plugged_mib = vm.wait_memory(PATIENCE).await?;
         if plugged_mib < added_mib {
             return Err(SandboxError::NotGrown {
                 started_mib: self.memory.started_mib,
@@ -199,11 +194,29 @@ impl Turn<'_> {
         self.note(wanted);
     }
 
+    /// Goes back to what was wanted `before`, as far as the guest can.
+    pub(crate) async fn restore(&self, vm: &Vm, before: WantedMemory) {
+        if let Err(error) = self.grow(vm, before, "").await {
+            let (sandbox_id, error) = (&self.memory.id, chain(&error));
+            tracing::warn!(%sandbox_id, error, "the guest has less memory than it had");
+        }
+        self.settle(vm, before).await;
+    }
+
+    /// How much the guest is to give back of what it was asked to have, in MiB.
+    pub(super) fn gives_back_mib(&self, wanted: WantedMemory) -> u32 {
+        let (before, after) = (self.wanted(), wanted);
+        let memory = self.memory;
+        memory
+            .added_mib(before)
+            .saturating_sub(memory.added_mib(after))
+    }
+
     async fn shrink_to(&self, vm: &Vm, added_mib: u32) {
         let sandbox_id = &self.memory.id;
         let shrunk = async {
             vm.resize_memory(added_mib).await?;
-            vm.wait_memory(SHRINK_PATIENCE).await
+            vm.wait_memory(PATIENCE).await
         };
         match shrunk.await {
             Ok(plugged_mib) if plugged_mib <= added_mib => {

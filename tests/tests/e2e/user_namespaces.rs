@@ -1,19 +1,23 @@
 //! Pods whose root is not the guest's (`hostUsers: false`).
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
+use std::process::Stdio;
 
 use anyhow::{Context as _, Result};
 use isopod_proto::cri::{
     ContainerConfig, Device, IdMapping, ImageSpec, Int64Value, LinuxContainerConfig,
-    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount,
-    NamespaceMode, NamespaceOption, PodSandboxConfig, UserNamespace,
+    LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    UpdateContainerResourcesRequest, UserNamespace,
 };
 use isopod_tests::log::{Stream, texts};
 use isopod_tests::node::{
     self, Node, Options, assert_refused, container_config, image, pod_config, shell,
 };
+use isopod_tests::streams::forward::{Forward, exchange};
 use tonic::Code;
 
 use crate::volumes::WATCH;
@@ -392,6 +396,67 @@ fn user_namespaces_that_cannot_be_are_refused_by_name() -> Result<()> {
         // Nothing of it is left, and what is right still runs.
         let id = node.start(&pod, mapped(shell("right", "id -u"), |_| {}))?;
         assert_eq!(node.wait_exited(&id)?.exit_code, 0);
+        Ok(())
+    })
+}
+
+#[test]
+fn streams_limits_and_images_as_memory_work_with_users_of_the_pods_own() -> Result<()> {
+    const MIB: i64 = 1 << 20;
+    node::run(Options::kvm().vm("image_device", "virtio-pmem"), |node| {
+        let pod = run_pod(node, "all")?;
+        let script = "while read line; do echo got $line by $(id -u); done";
+        let mut config = mapped(shell("attached", script), |_| {});
+        (config.stdin, config.stdin_once) = (true, true);
+        let id = node.create(&pod, config)?;
+        let mut attach = node
+            .crictl()?
+            .command(&["attach", "-i", &id])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut stdin = attach.stdin.take().context("it is piped")?;
+        node.cri().start(&id)?;
+        stdin.write_all(b"one\n")?;
+        node.wait_logged(&id, "got one by 0")?;
+        drop(stdin);
+        assert_eq!(attach.wait_with_output()?.stdout, b"got one by 0\n");
+        assert_eq!(node.wait_exited(&id)?.exit_code, 0);
+
+        let id = node.start(&pod, mapped(shell("main", "exec sleep 10000"), |_| {}))?;
+        // The image is memory, read in place, and its owners are the pod's.
+        let seen = text(
+            node,
+            &id,
+            "stat -c %u:%g /bin/busybox; cat /proc/self/uid_map",
+        )?;
+        let seen: Vec<_> = seen.split_whitespace().collect();
+        assert_eq!(seen, ["0:0", "0", "131072", "65536"]);
+        let images = text(node, &id, "ls /sys/block | grep -c pmem")?;
+        assert_eq!(images, "2", "one for each container");
+        node.exec(
+            &id,
+            "mkdir /www && echo page > /www/x && httpd -p 127.0.0.1:8080 -h /www",
+        )?;
+        let forward = Forward::start(node, "spdy", &pod, 8080)?;
+        let answer = exchange(forward.connect()?, b"GET /x HTTP/1.0\r\n\r\n")?;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert!(answer.ends_with("\r\n\r\npage\n"), "{answer}");
+
+        for mib in [96, 300, 48] {
+            let request = UpdateContainerResourcesRequest {
+                container_id: id.clone(),
+                linux: Some(LinuxContainerResources {
+                    memory_limit_in_bytes: mib * MIB,
+                    ..LinuxContainerResources::default()
+                }),
+                ..UpdateContainerResourcesRequest::default()
+            };
+            node.cri()
+                .runtime(async |mut cri| cri.update_container_resources(request).await)?;
+            let max = text(node, &id, "cat /sys/fs/cgroup/memory.max")?;
+            assert_eq!(max, (mib * MIB).to_string());
+        }
         Ok(())
     })
 }

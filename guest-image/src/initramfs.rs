@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cache::{Cache, CacheError, Key, failed};
 use crate::cpio::{Archive, CpioError};
+use crate::elf::is_static;
 
 /// Bumped when the layout changes, so that older results are not taken for new ones.
 const RECIPE: &str = "1";
@@ -62,50 +63,10 @@ pub fn build(cache: &Cache, agent: &Path) -> Result<PathBuf, InitramfsError> {
     Ok(path)
 }
 
-/// Whether the bytes are a 64-bit ELF program without an interpreter (`PT_INTERP`).
-fn is_static(elf: &[u8]) -> bool {
-    const PT_INTERP: u64 = 3;
-    let number = |offset: usize, length: usize| -> Option<u64> {
-        let bytes = elf.get(offset..offset.checked_add(length)?)?;
-        Some(
-            bytes
-                .iter()
-                .rev()
-                .fold(0, |value, byte| (value << 8) | u64::from(*byte)),
-        )
-    };
-    let has_interpreter = || -> Option<bool> {
-        let table = usize::try_from(number(32, 8)?).ok()?;
-        let size = usize::try_from(number(54, 2)?).ok()?;
-        let count = usize::try_from(number(56, 2)?).ok()?;
-        for index in 0..count {
-            let header = table.checked_add(index.checked_mul(size)?)?;
-            if number(header, 4)? == PT_INTERP {
-                return Some(true);
-            }
-        }
-        Some(false)
-    };
-    elf.starts_with(b"\x7fELF\x02\x01") && has_interpreter() == Some(false)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn elf(segment_types: &[u32]) -> Vec<u8> {
-        let mut bytes = vec![0; 64];
-        bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        bytes[32] = 64;
-        bytes[54] = 56;
-        bytes[56] = u8::try_from(segment_types.len()).unwrap();
-        for segment in segment_types {
-            let mut header = [0; 56];
-            header[..4].copy_from_slice(&segment.to_le_bytes());
-            bytes.extend_from_slice(&header);
-        }
-        bytes
-    }
+    use crate::elf::tests::elf;
 
     #[test]
     fn two_builds_from_one_agent_give_the_same_bytes() {

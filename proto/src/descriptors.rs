@@ -18,7 +18,9 @@ pub const VSOCK: &str = "vsock";
 pub const KVM: &str = "kvm";
 /// The guest kernel, an uncompressed ELF `vmlinux`.
 pub const KERNEL: &str = "kernel";
-/// The initramfs, an uncompressed cpio archive.
+/// The agent's image, an EROFS file system with `/init`, which the guest reads in place.
+pub const AGENT_IMAGE: &str = "agent-image";
+/// An initramfs in its place, an uncompressed cpio archive.
 pub const INITRAMFS: &str = "initramfs";
 /// Where the debug console writes.
 pub const CONSOLE: &str = "console";

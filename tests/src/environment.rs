@@ -10,7 +10,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 pub const BIN_DIR: &str = "ISOPOD_TEST_BIN_DIR";
 /// The guest's kernel.
 pub const KERNEL: &str = "ISOPOD_TEST_KERNEL";
-/// The guest's initramfs.
+/// The agent's image.
+pub const AGENT_IMAGE: &str = "ISOPOD_TEST_AGENT_IMAGE";
+/// The agent in an initramfs.
 pub const INITRAMFS: &str = "ISOPOD_TEST_INITRAMFS";
 /// Folder of `crictl`, or of `critest`.
 pub const TOOLS: &str = "ISOPOD_TEST_TOOLS";

@@ -15,7 +15,7 @@ const STATIC_FLAGS: [&str; 2] = [
     "-Clink-arg=-Wl,-z,pack-relative-relocs",
 ];
 
-/// Builds the guest's agent: static, because the initramfs has no libraries.
+/// Builds the guest's agent: static, because its image has no libraries.
 pub(crate) fn agent() -> Result<PathBuf> {
     static_binary("isopod-agent", "guest")
 }

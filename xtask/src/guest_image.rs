@@ -1,12 +1,12 @@
-//! `cargo xtask guest-image`: the guest's kernel and initramfs.
+//! `cargo xtask guest-image`: the guest's kernel, and what holds the agent.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use isopod_guest_image::cache::{Cache, digest};
-use isopod_guest_image::initramfs;
 use isopod_guest_image::kernel::{KernelBuild, SOURCE_PACKAGE, Step};
+use isopod_guest_image::{agent_image, initramfs};
 
 use crate::progress::{say, seconds};
 use crate::{build, project, setup};
@@ -14,7 +14,7 @@ use crate::{build, project, setup};
 /// Options of `cargo xtask guest-image`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Build both a second time, elsewhere, and compare the bytes (takes as long as a first build)
+    /// Build all a second time, elsewhere, and compare the bytes (takes as long as a first build)
     #[arg(long)]
     check_reproducible: bool,
     /// Only the kernel
@@ -27,7 +27,9 @@ pub(crate) struct Arguments {
 pub(crate) struct GuestImage {
     /// The kernel, an uncompressed ELF image.
     pub(crate) kernel: PathBuf,
-    /// The initramfs.
+    /// The agent's image.
+    pub(crate) agent_image: PathBuf,
+    /// The agent in an initramfs.
     pub(crate) initramfs: PathBuf,
 }
 
@@ -37,8 +39,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let files = if arguments.kernel_only {
         vec![kernel(&cache)?]
     } else {
-        let image = both()?;
-        vec![image.kernel, image.initramfs]
+        let image = all()?;
+        vec![image.kernel, image.agent_image, image.initramfs]
     };
     for file in &files {
         println!(
@@ -52,20 +54,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let elsewhere = tempfile::tempdir_in(cache.root())?;
         let other = Cache::at(elsewhere.path());
         same(&files[0], &kernel(&other)?)?;
-        if let Some(file) = files.get(1) {
-            same(file, &initramfs::build(&other, &build::agent()?)?)?;
+        if let [_, image, initramfs] = &files[..] {
+            let agent = build::agent()?;
+            same(image, &agent_image::build(&other, &agent)?)?;
+            same(initramfs, &initramfs::build(&other, &agent)?)?;
         }
         say("A second build gave the same bytes");
     }
     Ok(())
 }
 
-/// Builds both, or finds them in the cache.
-pub(crate) fn both() -> Result<GuestImage> {
+/// Builds all, or finds them in the cache.
+pub(crate) fn all() -> Result<GuestImage> {
     let cache = project::cache();
+    let kernel = kernel(&cache)?;
+    setup::packages(&[setup::Need::Build])?;
+    let agent = build::agent()?;
     Ok(GuestImage {
-        kernel: kernel(&cache)?,
-        initramfs: initramfs::build(&cache, &build::agent()?)?,
+        kernel,
+        agent_image: agent_image::build(&cache, &agent)?,
+        initramfs: initramfs::build(&cache, &agent)?,
     })
 }
 

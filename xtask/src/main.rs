@@ -35,7 +35,7 @@ enum Command {
     Demo(demo::Arguments),
     /// Install what building, testing and the lab need, as far as it is missing
     Setup,
-    /// Build the guest's kernel and initramfs, and print where they are
+    /// Build the guest's kernel and what holds the agent, and print where they are
     GuestImage(guest_image::Arguments),
     /// Run a command on a host that has a real KVM: here, or in an emulated one
     Lab(lab::Arguments),

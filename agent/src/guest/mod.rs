@@ -6,7 +6,7 @@
 //!                                              └─> PowerOff: the service's end, then the machine's
 //! ```
 //!
-//! The kernel starts the agent as `/init` from the initramfs, without a console. The way to the
+//! The kernel starts the agent as `/init` of its image or initramfs, without a console. The way to the
 //! first answer is short: only what the service needs to listen comes before it. A panic aborts,
 //! which makes the kernel panic, which the VMM reports.
 
@@ -32,7 +32,7 @@ use crate::service::Surroundings;
 use crate::storage::{Bus, Disks, Volumes};
 use crate::stream::Listener;
 
-/// Everything that the agent writes, in the initramfs's memory; only the scratch disk is large.
+/// Everything that the agent writes, in memory; only the scratch disk is large.
 const STATE_DIR: &str = "/run/isopod-agent";
 
 /// Parent of containers' cgroups.

@@ -72,7 +72,8 @@ const MOUNTS: [Mount; 8] = [
     },
 ];
 
-/// Where the initramfs is mounted a second time, to become the root.
+/// Where the root is mounted a second time, to become the root that containers leave. The agent's image
+/// has the folder, as those of [`MOUNTS`].
 const NEW_ROOT: &str = "/newroot";
 
 /// Mounts all of them, on a root that containers can leave.
@@ -100,7 +101,8 @@ pub(super) fn mount_all() -> io::Result<()> {
 }
 
 /// `pivot_root(2)`, by which a container leaves the guest's root, cannot leave the kernel's first
-/// mount, where the initramfs is. So the same files are mounted once more, on top of it.
+/// mount, where an initramfs is. So the same files are mounted once more, on top of it; an image, which
+/// is no first mount, takes no harm.
 fn leave_rootfs() -> io::Result<()> {
     fs::create_dir_all(NEW_ROOT)?;
     mount(

@@ -436,7 +436,7 @@ mod tests {
             ),
             ("vm.max_vcpus: ", "1 to 64"),
             ("vm.scratch_mib: ", "u64"),
-            ("vm.colour: ", "known here are `debug_console`"),
+            ("vm.colour: ", "known here are `agent_image`"),
             ("streaming.address: ", "socket address"),
             ("registry.mirrors.\"docker.io\"[0]: ", "plain_htpp"),
             ("registry.mirrors.\"quay.io\": ", "array of endpoints"),

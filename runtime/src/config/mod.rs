@@ -13,7 +13,7 @@ mod validate;
 
 use std::collections::BTreeMap;
 use std::net::{AddrParseError, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -59,7 +59,9 @@ pub(crate) struct VmConfig {
     pub(crate) kvm: PathBuf,
     /// The guest kernel, an uncompressed `vmlinux`.
     pub(crate) kernel: PathBuf,
-    /// The guest's initramfs.
+    /// The agent's image, an EROFS file system.
+    pub(crate) agent_image: PathBuf,
+    /// An initramfs in its place; empty for none.
     pub(crate) initramfs: PathBuf,
     /// Guest memory of a pod that sets no limit.
     pub(crate) memory_mib: u32,
@@ -189,13 +191,43 @@ impl Default for Config {
     }
 }
 
+/// What holds the agent, and is the guest's root file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum GuestRoot {
+    /// An EROFS file system.
+    AgentImage(PathBuf),
+    /// An uncompressed cpio archive.
+    Initramfs(PathBuf),
+}
+
+impl GuestRoot {
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::AgentImage(path) | Self::Initramfs(path) => path,
+        }
+    }
+}
+
+impl VmConfig {
+    /// What guests boot from, besides the kernel.
+    pub(crate) fn root(&self) -> GuestRoot {
+        if self.initramfs.as_os_str().is_empty() {
+            GuestRoot::AgentImage(self.agent_image.clone())
+        } else {
+            GuestRoot::Initramfs(self.initramfs.clone())
+        }
+    }
+}
+
 impl Default for VmConfig {
     fn default() -> Self {
         Self {
             vmm: "/usr/libexec/isopod/isopod-vmm".into(),
             kvm: "/dev/kvm".into(),
             kernel: "/usr/lib/isopod/vmlinux".into(),
-            initramfs: "/usr/lib/isopod/initramfs.cpio".into(),
+            agent_image: "/usr/lib/isopod/agent.erofs".into(),
+            initramfs: PathBuf::new(),
             memory_mib: 256,
             max_memory_mib: 0,
             max_vcpus: 2,

@@ -35,7 +35,10 @@ pub(super) fn validate(config: &Config) -> Vec<Problem> {
     check.path("vm.vmm", &vm.vmm, libc_path_max());
     check.path("vm.kvm", &vm.kvm, libc_path_max());
     check.path("vm.kernel", &vm.kernel, libc_path_max());
-    check.path("vm.initramfs", &vm.initramfs, libc_path_max());
+    check.path("vm.agent_image", &vm.agent_image, libc_path_max());
+    if !vm.initramfs.as_os_str().is_empty() {
+        check.path("vm.initramfs", &vm.initramfs, libc_path_max());
+    }
     check.range("vm.memory_mib", vm.memory_mib, &(64..=1024 * 1024));
     check.range("vm.max_memory_mib", vm.max_memory_mib, &(0..=255 * 1024));
     check.range("vm.max_vcpus", vm.max_vcpus, &(1..=64));

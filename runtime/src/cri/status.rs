@@ -61,11 +61,12 @@ pub(super) async fn status(cri: &Cri, request: &StatusRequest) -> StatusResponse
 
 fn runtime(cri: &Cri) -> RuntimeCondition {
     let vm = &cri.config.vm;
+    let root = vm.root();
     let needed = [
-        (&vm.kvm, true),
-        (&vm.vmm, false),
-        (&vm.kernel, false),
-        (&vm.initramfs, false),
+        (vm.kvm.as_path(), true),
+        (vm.vmm.as_path(), false),
+        (vm.kernel.as_path(), false),
+        (root.path(), false),
     ];
     let missing = needed
         .into_iter()

@@ -1,4 +1,4 @@
-//! What a pod is made of on the host: VMM, kernel, initramfs.
+//! What a pod is made of on the host: VMM, kernel, the agent's image.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -6,10 +6,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::Check;
+use crate::config::GuestRoot;
 use crate::version::VERSION;
 
 const VMM: &str = "vmm";
 const KERNEL: &str = "kernel";
+const AGENT_IMAGE: &str = "agent image";
 const INITRAMFS: &str = "initramfs";
 
 /// ELF-64 object file format: lengths of the header and of a program header.
@@ -25,6 +27,10 @@ const PT_NOTE: u32 = 4;
 const NOTE_PHYS32_ENTRY: u32 = 18;
 /// Longest notes that are read, in bytes.
 const NOTES_MAX: u64 = 64 * 1024;
+
+/// Where an EROFS superblock is, and how it begins (kernel documentation, EROFS, on-disk format).
+const EROFS_SUPERBLOCK_OFFSET: u64 = 1024;
+const EROFS_MAGIC: [u8; 4] = 0xe0f5_e1e2_u32.to_le_bytes();
 
 /// Length of a newc cpio header (cpio(5)).
 const CPIO_HEADER_LEN: usize = 110;
@@ -66,8 +72,34 @@ pub(super) fn kernel(path: &Path) -> Check {
     }
 }
 
+/// Whether guests have a root file system.
+pub(super) fn root(root: &GuestRoot) -> Check {
+    match root {
+        GuestRoot::AgentImage(path) => agent_image(path),
+        GuestRoot::Initramfs(path) => initramfs(path),
+    }
+}
+
+/// Whether the agent's image is an EROFS file system.
+fn agent_image(path: &Path) -> Check {
+    let advice = "build it (cargo xtask guest-image) or set vm.agent_image";
+    let begins = |mut file: File| {
+        let mut magic = [0; EROFS_MAGIC.len()];
+        file.seek(SeekFrom::Start(EROFS_SUPERBLOCK_OFFSET))?;
+        file.read_exact(&mut magic).map(|()| magic == EROFS_MAGIC)
+    };
+    match File::open(path).and_then(begins) {
+        Ok(true) => Check::ok(AGENT_IMAGE, format!("{} is EROFS", path.display())),
+        Ok(false) => {
+            let found = format!("{} is no EROFS file system", path.display());
+            Check::fail(AGENT_IMAGE, found, advice)
+        }
+        Err(error) => Check::fail(AGENT_IMAGE, unreadable(path, &error), advice),
+    }
+}
+
 /// Whether the initramfs is a cpio archive with an `/init`.
-pub(super) fn initramfs(path: &Path) -> Check {
+fn initramfs(path: &Path) -> Check {
     let advice = "build it (cargo xtask guest-image) or set vm.initramfs";
     match File::open(path).and_then(|mut file| has_init(&mut file)) {
         Ok(true) => Check::ok(INITRAMFS, format!("{} has an init", path.display())),
@@ -266,7 +298,7 @@ mod tests {
     #[test]
     fn missing_files_are_told_with_their_path_and_what_to_do() {
         let path = Path::new("/nonexistent/file");
-        for check in [vmm(path), kernel(path), initramfs(path)] {
+        for check in [vmm(path), kernel(path), agent_image(path), initramfs(path)] {
             assert_eq!(check.verdict, Verdict::Fail);
             assert!(check.found.starts_with("/nonexistent/file: "), "{check:?}");
             assert!(!check.advice.is_empty());

@@ -109,7 +109,7 @@ pub(crate) fn examine(config: Result<Config, ConfigError>) -> Report {
         kvm::machine(&host, &config.vm.kvm),
         guest::vmm(&config.vm.vmm),
         guest::kernel(&config.vm.kernel),
-        guest::initramfs(&config.vm.initramfs),
+        guest::root(&config.vm.root()),
         host::mkfs(),
         host::folder("root_dir", &config.root_dir, host::ROOT_DIR_FREE),
         host::folder("state_dir", &config.state_dir, host::STATE_DIR_FREE),

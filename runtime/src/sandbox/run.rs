@@ -20,6 +20,7 @@ use super::{
 };
 use crate::chain::chain;
 use crate::clock;
+use crate::config::GuestRoot;
 use crate::events::EventKind;
 use crate::id::SandboxId;
 use crate::network::Attached;
@@ -219,7 +220,7 @@ impl Sandboxes {
             vmm: self.config.vmm.clone(),
             kvm: self.config.kvm.clone(),
             kernel: self.config.kernel.clone(),
-            initramfs: self.config.initramfs.clone(),
+            root: self.config.root(),
             debug_console: self.config.debug_console,
             cgroup,
             files: vec![(SCRATCH_DESCRIPTOR.to_owned(), OwnedFd::from(inherited))],
@@ -279,6 +280,7 @@ impl Sandboxes {
                 ..Default::default()
             }],
             debug_console: self.config.debug_console,
+            initramfs: matches!(self.config.root(), GuestRoot::Initramfs(_)),
             ..Default::default()
         };
         vm.boot(&request)

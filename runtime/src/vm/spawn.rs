@@ -17,6 +17,7 @@ use isopod_proto::descriptors;
 use super::error::VmError;
 use super::process::VmmProcess;
 use super::{CONTROL_SOCKET, DESCRIPTORS_SOCKET, VSOCK_SOCKET, socket};
+use crate::config::GuestRoot;
 
 /// Where inherited descriptors begin (`sd_listen_fds(3)`).
 const FIRST_FD: RawFd = 3;
@@ -36,8 +37,8 @@ pub(crate) struct Launch {
     pub(crate) kvm: PathBuf,
     /// The guest's kernel.
     pub(crate) kernel: PathBuf,
-    /// The guest's initramfs.
-    pub(crate) initramfs: PathBuf,
+    /// What holds the agent.
+    pub(crate) root: GuestRoot,
     /// Keep the guest's console.
     pub(crate) debug_console: bool,
     /// `cgroup.procs` of the cgroup that it is to be in.
@@ -102,10 +103,10 @@ fn inheritance(dir: &Path, launch: Launch) -> Result<Vec<(String, OwnedFd)>, VmE
         ),
         (descriptors::KVM, open_device("KVM device", &launch.kvm)?),
         (descriptors::KERNEL, open("guest kernel", &launch.kernel)?),
-        (
-            descriptors::INITRAMFS,
-            open("initramfs", &launch.initramfs)?,
-        ),
+        match &launch.root {
+            GuestRoot::AgentImage(path) => (descriptors::AGENT_IMAGE, open("agent image", path)?),
+            GuestRoot::Initramfs(path) => (descriptors::INITRAMFS, open("initramfs", path)?),
+        },
     ];
     if launch.debug_console {
         fds.push((
@@ -199,7 +200,7 @@ mod tests {
             vmm: script.clone(),
             kvm: "/dev/null".into(),
             kernel: "/dev/zero".into(),
-            initramfs: "/dev/full".into(),
+            root: GuestRoot::AgentImage("/dev/full".into()),
             debug_console: false,
             cgroup: None,
             files: vec![("extra".into(), theirs.into())],
@@ -216,7 +217,7 @@ mod tests {
             .read_to_string(&mut log)
             .unwrap();
         assert!(
-            log.contains("7 control:descriptors:vsock:kvm:kernel:initramfs:extra"),
+            log.contains("7 control:descriptors:vsock:kvm:kernel:agent-image:extra"),
             "{log}"
         );
         assert!(
@@ -236,7 +237,7 @@ mod tests {
             vmm: "/bin/true".into(),
             kvm: "/dev/null".into(),
             kernel: "/nowhere/vmlinux".into(),
-            initramfs: "/dev/null".into(),
+            root: GuestRoot::AgentImage("/dev/null".into()),
             debug_console: false,
             cgroup: None,
             files: Vec::new(),

@@ -43,7 +43,7 @@ pub(crate) fn on_fake_with(
     let options = Options::host()
         .images(Images::Endpoint(registry.host()))
         .kernel("/dev/null")
-        .initramfs("/dev/null")
+        .vm("agent_image", "/dev/null")
         .vm("vmm", vmm()?.display().to_string())
         .vm("kvm", "/dev/null")
         .vm("scratch_mib", 64)

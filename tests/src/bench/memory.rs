@@ -1,16 +1,22 @@
-//! Memory of a VMM beside its guest's.
+//! Memory of a VMM beside its guest's: RAM, and the file that all guests run the agent from.
+
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// Resident bytes of a process without its guest's RAM.
-pub(super) fn beside_guest(pid: i32, guest_bytes: u64) -> Result<u64> {
+/// Resident bytes of a process without its guest's RAM and without `image`, of which the host has one
+/// copy for all guests.
+pub(super) fn beside_guest(pid: i32, guest_bytes: u64, image: Option<&Path>) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps");
     let smaps = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     let mappings = mappings(&smaps);
     let guest = guest(&mappings, guest_bytes)
         .with_context(|| format!("{path} shows no {guest_bytes} bytes of guest RAM"))?;
-    let (all, guest) = (resident(&mappings), resident(guest));
-    Ok(all - guest)
+    let shown = mappings
+        .iter()
+        .filter(|mapping| Some(&*mapping.path) == image);
+    let shown: u64 = shown.map(|mapping| mapping.resident).sum();
+    Ok(resident(&mappings) - resident(guest) - shown)
 }
 
 /// One mapping of a process, as `smaps` (proc(5)) has it.
@@ -20,6 +26,8 @@ struct Mapping {
     end: u64,
     /// Bytes in memory.
     resident: u64,
+    /// The file, or a name in brackets, or nothing.
+    path: PathBuf,
 }
 
 /// The mappings that make up guest RAM: adjacent ones, whose length is the guest's to the byte, around
@@ -54,6 +62,7 @@ fn mappings(smaps: &str) -> Vec<Mapping> {
                 start,
                 end,
                 resident: 0,
+                path: line.splitn(6, ' ').nth(5).unwrap_or_default().trim().into(),
             });
         } else if let ("Rss:", Some(mapping), Ok(kib)) =
             (first, mappings.last_mut(), second.parse::<u64>())
@@ -82,6 +91,9 @@ mod tests {
         let ram = guest(&mappings, 8 << 12).unwrap();
         assert_eq!((ram.len(), resident(ram)), (3, 28 << 10));
         assert_eq!(resident(&mappings), 48 << 10);
+        assert_eq!(mappings[0].path, Path::new("/usr/bin/vmm"));
+        assert_eq!(mappings[1].path, Path::new(""));
+        assert_eq!(mappings[3].path, Path::new("/a b/initramfs.cpio"));
         mappings.remove(2);
         assert!(guest(&mappings, 8 << 12).is_none(), "there is a hole");
     }
@@ -89,6 +101,6 @@ mod tests {
     #[test]
     fn a_process_without_a_guest_is_refused() {
         let own = i32::try_from(std::process::id()).unwrap();
-        assert!(beside_guest(own, 1 << 50).is_err());
+        assert!(beside_guest(own, 1 << 50, None).is_err());
     }
 }

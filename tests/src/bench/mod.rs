@@ -2,7 +2,7 @@
 //!
 //! - [`agent`]: the guest's sign of life: the agent's first answer to `Hello`, through any vsock.
 //! - [`vmm`]: our VMM, started as the daemon starts it.
-//! - [`qemu`]: its peer, QEMU's microvm, with the same kernel, initramfs and memory.
+//! - [`qemu`]: its peer, QEMU's microvm, with the same kernel, agent and memory.
 //! - [`pods`]: what the kubelet sees: a pod, a container, its first output.
 //! - [`net`](mod@net): a guest's network interface; exec and attach.
 //! - [`pull`](mod@pull): what pulls cost.
@@ -49,8 +49,10 @@ const KERNEL_ARGS: &str =
 #[derive(Debug)]
 struct Guest {
     kernel: PathBuf,
+    /// What our VMM shows the guest in the place of the initramfs.
+    agent_image: Option<PathBuf>,
     initramfs: PathBuf,
-    /// Holds both.
+    /// Holds them.
     _folder: TempDir,
 }
 
@@ -58,7 +60,13 @@ impl Guest {
     /// What a pod boots from.
     fn in_memory() -> Result<Self> {
         let from = environment::path(environment::INITRAMFS)?;
-        Self::of(&fs::read(&from).with_context(|| format!("reading {}", from.display()))?)
+        let initramfs = fs::read(&from).with_context(|| format!("reading {}", from.display()))?;
+        let mut guest = Self::of(&initramfs)?;
+        let from = environment::path(environment::AGENT_IMAGE)?;
+        let image = guest.kernel.with_file_name("agent.erofs");
+        fs::copy(&from, &image).with_context(|| format!("copying {}", from.display()))?;
+        guest.agent_image = Some(image);
+        Ok(guest)
     }
 
     /// A pod's kernel with these bytes as the initramfs.
@@ -68,6 +76,7 @@ impl Guest {
             .tempdir_in("/run")?;
         let guest = Self {
             kernel: folder.path().join("vmlinux"),
+            agent_image: None,
             initramfs: folder.path().join("initramfs.cpio"),
             _folder: folder,
         };
@@ -122,7 +131,7 @@ pub fn start(repetitions: u32) -> Result<Table> {
             ),
             Row::sizes(
                 "start.vmm_memory",
-                "the VMM's resident memory beside guest RAM",
+                "the VMM's resident memory beside guest RAM and the agent's image",
                 sizes,
             ),
         ],

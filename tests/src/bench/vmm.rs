@@ -75,6 +75,7 @@ impl Vmm {
         let request = StartRequest {
             max_vcpus: 1,
             memory_mib: MEMORY_MIB,
+            initramfs: guest.agent_image.is_none(),
             ..StartRequest::default()
         };
         let started = vmm.machine.start(Context::default(), &request).await;
@@ -127,10 +128,9 @@ pub(super) async fn start(guest: &Guest) -> Result<(Duration, u64)> {
     let answered = agent::answered(LIMIT, || connect(&vsock)).await;
     let took = vmm.began.elapsed();
     vmm.with_log(answered)?;
-    Ok((
-        took,
-        memory::beside_guest(vmm.process.pid(), u64::from(MEMORY_MIB) << 20)?,
-    ))
+    let ram = u64::from(MEMORY_MIB) << 20;
+    let image = guest.agent_image.as_deref();
+    Ok((took, memory::beside_guest(vmm.process.pid(), ram, image)?))
 }
 
 /// A connection to the agent's port through the hybrid vsock.
@@ -167,7 +167,10 @@ fn inheritance(folder: &Path, guest: &Guest) -> Result<Vec<(&'static str, OwnedF
         (descriptors::VSOCK, listener("vsock.sock")?),
         (descriptors::KVM, kvm.into()),
         (descriptors::KERNEL, file(&guest.kernel)?),
-        (descriptors::INITRAMFS, file(&guest.initramfs)?),
+        match &guest.agent_image {
+            Some(image) => (descriptors::AGENT_IMAGE, file(image)?),
+            None => (descriptors::INITRAMFS, file(&guest.initramfs)?),
+        },
     ])
 }
 

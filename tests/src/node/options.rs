@@ -110,7 +110,7 @@ impl Options {
         self
     }
 
-    /// Another initramfs.
+    /// An initramfs in the place of the agent's image.
     #[must_use]
     pub fn initramfs(mut self, path: impl Into<PathBuf>) -> Self {
         self.initramfs = Some(path.into());
@@ -175,8 +175,13 @@ impl Options {
             "kernel".into(),
             text(self.file(self.kernel.as_ref(), environment::KERNEL)?),
         );
-        let initramfs = self.file(self.initramfs.as_ref(), environment::INITRAMFS)?;
-        vm.insert("initramfs".into(), text(initramfs));
+        match &self.initramfs {
+            Some(path) => vm.insert("initramfs".into(), text(path.clone())),
+            None => vm.insert(
+                "agent_image".into(),
+                text(self.file(None, environment::AGENT_IMAGE)?),
+            ),
+        };
         vm.insert("start_timeout_ms".into(), START_TIMEOUT_MS.into());
         vm.insert("scratch_mib".into(), 2048.into());
         let console = environment::is_set(environment::CONSOLE);

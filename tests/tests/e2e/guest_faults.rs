@@ -64,6 +64,30 @@ fn a_kernel_that_is_cut_short_is_refused() -> Result<()> {
 }
 
 #[test]
+fn an_agent_image_that_is_not_one_is_refused() -> Result<()> {
+    let folder = folder()?;
+    let image = folder.path().join("agent.erofs");
+    fs::write(&image, vec![0x5a; 64 * 1024])?;
+    let options = Options::kvm().vm("agent_image", image.display().to_string());
+    run_fails(options, Code::FailedPrecondition, "no EROFS file system")?;
+    Ok(())
+}
+
+#[test]
+fn a_pod_runs_from_an_initramfs_too() -> Result<()> {
+    if environment::missing_kvm().is_some() {
+        return run_fails(Options::kvm(), Code::Ok, "").map(|_| ());
+    }
+    let initramfs = environment::path(environment::INITRAMFS)?;
+    node::run(Options::kvm().initramfs(initramfs), |node| {
+        let pod = node.busybox_pod("unpacked")?;
+        let (status, _) = node.run_script(&pod, "main", "exit 3")?;
+        assert_eq!(status.exit_code, 3);
+        Ok(())
+    })
+}
+
+#[test]
 fn an_initramfs_that_is_not_one_is_refused() -> Result<()> {
     let folder = folder()?;
     let initramfs = folder.path().join("initramfs.cpio");

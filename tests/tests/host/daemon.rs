@@ -137,7 +137,7 @@ fn doctor_tells_check_by_check_and_fails_where_a_machine_cannot_run() -> Result<
             "tun",
             "overlay",
             "kernel",
-            "initramfs",
+            "agent image",
         ] {
             assert!(text.contains(what), "{what} is not in:\n{text}");
         }

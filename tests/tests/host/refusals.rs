@@ -134,12 +134,12 @@ fn a_machine_without_kvm_is_refused_with_its_device() -> Result<()> {
 }
 
 #[test]
-fn a_missing_kernel_initramfs_or_vmm_is_refused_with_its_path() -> Result<()> {
-    for key in ["kernel", "initramfs", "vmm"] {
+fn a_missing_kernel_agent_image_initramfs_or_vmm_is_refused_with_its_path() -> Result<()> {
+    for key in ["kernel", "agent_image", "initramfs", "vmm"] {
         // A device that can be opened anywhere: the files are missed before KVM is used.
         let options = without_images()
             .kernel("/bin/true")
-            .initramfs("/bin/true")
+            .vm("agent_image", "/bin/true")
             .vm("kvm", "/dev/null")
             .vm(key, "/nonexistent/file");
         node::run(options, |node| {

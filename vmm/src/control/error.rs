@@ -143,9 +143,10 @@ fn build_code(error: &BuildError) -> Code {
             Code::INVALID_ARGUMENT
         }
         // The files and the host are not what they have to be.
-        BuildError::Kernel(_) | BuildError::Initramfs(_) | BuildError::Kvm(_) => {
-            Code::FAILED_PRECONDITION
-        }
+        BuildError::Kernel(_)
+        | BuildError::Initramfs(_)
+        | BuildError::Image(_)
+        | BuildError::Kvm(_) => Code::FAILED_PRECONDITION,
         BuildError::Tables(_)
         | BuildError::Bus(_)
         | BuildError::Registers(_)

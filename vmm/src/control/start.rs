@@ -2,12 +2,12 @@ use std::fs::File;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
-use isopod_proto::descriptors::{CONSOLE, INITRAMFS, KERNEL, KVM, VSOCK};
+use isopod_proto::descriptors::{AGENT_IMAGE, CONSOLE, INITRAMFS, KERNEL, KVM, VSOCK};
 use isopod_proto::vmm::{StartRequest, StartResponse};
 
 use super::{Control, ControlError, Phase, Running, disk};
 use crate::log::Logs;
-use crate::machine::build::{MachineConfig, build};
+use crate::machine::build::{MachineConfig, Root, build};
 use crate::virtio::VirtioDevice;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
@@ -46,6 +46,10 @@ fn run(control: &Control, request: StartRequest) -> Result<Running, ControlError
     for request in request.disks {
         disks.push(disk::make(descriptors, request, None)?);
     }
+    let root = match request.initramfs {
+        true => Root::Initramfs(descriptors.take(INITRAMFS)?.into()),
+        false => Root::Image(descriptors.take(AGENT_IMAGE)?.into()),
+    };
     let devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(vsock), Box::new(Rng::new())];
     let machine = build(
         MachineConfig {
@@ -54,7 +58,7 @@ fn run(control: &Control, request: StartRequest) -> Result<Running, ControlError
             kernel_args: &request.kernel_args,
             kvm: descriptors.take(KVM)?,
             kernel: &File::from(descriptors.take(KERNEL)?),
-            initramfs: &File::from(descriptors.take(INITRAMFS)?),
+            root: &root,
             console,
             devices,
             disks,

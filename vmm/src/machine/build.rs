@@ -12,6 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::acpi::{self, AcpiConfig};
 use super::boot::command_line::{self, CommandLineError};
+use super::boot::image::{self, ImageError};
 use super::boot::initramfs::{self, InitramfsError};
 use super::boot::kernel::{self, KernelError};
 use super::boot::pvh::{self, BootInfo};
@@ -49,6 +50,9 @@ pub(crate) enum BuildError {
     /// The initramfs.
     #[error(transparent)]
     Initramfs(#[from] InitramfsError),
+    /// The agent's image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// The command line.
     #[error(transparent)]
     CommandLine(#[from] CommandLineError),
@@ -72,6 +76,15 @@ pub(crate) enum BuildError {
     Disk(#[from] AddError),
 }
 
+/// Where the guest's root file system is.
+#[derive(Debug)]
+pub(crate) enum Root {
+    /// In persistent memory: an EROFS file system.
+    Image(File),
+    /// In RAM, where the kernel unpacks it: an archive.
+    Initramfs(File),
+}
+
 /// What a machine is made of.
 #[derive(Debug)]
 pub(crate) struct MachineConfig<'a> {
@@ -85,8 +98,8 @@ pub(crate) struct MachineConfig<'a> {
     pub(crate) kvm: OwnedFd,
     /// `vmlinux`.
     pub(crate) kernel: &'a File,
-    /// The initramfs.
-    pub(crate) initramfs: &'a File,
+    /// What holds the agent.
+    pub(crate) root: &'a Root,
     /// Output of the debug console, if there is one.
     pub(crate) console: Option<File>,
     /// In slots 1, 2, ...
@@ -110,6 +123,7 @@ pub(crate) fn build(
         .ok_or(BuildError::Vcpus(config.max_vcpus))?;
     let memory = memory::allocate(config.memory_mib)?;
     let entry = fill_memory(&config, max_vcpus, &memory)?;
+    let root = config.root;
 
     let pci = Arc::new(PciBus::new().map_err(BuildError::Bus)?);
     let vm = Arc::new(Vm::new(config.kvm)?);
@@ -130,7 +144,11 @@ pub(crate) fn build(
         growth: None,
         paused: false,
     };
-    for (slot, device) in (FIRST_FIXED_SLOT..).zip(config.devices) {
+    let mut devices = config.devices;
+    if let Root::Image(file) = root {
+        devices.push(Box::new(image::device(file, &machine.windows)?));
+    }
+    for (slot, device) in (FIRST_FIXED_SLOT..).zip(devices) {
         machine.add_function(Address::new(slot, 0), device);
     }
     for (serial, disk) in config.disks {
@@ -140,7 +158,7 @@ pub(crate) fn build(
     Ok(machine)
 }
 
-/// Kernel, initramfs and tables. Returns where the kernel is entered.
+/// Kernel, initramfs if there is one, and tables. Returns where the kernel is entered.
 fn fill_memory(
     config: &MachineConfig<'_>,
     max_vcpus: u8,
@@ -148,7 +166,10 @@ fn fill_memory(
 ) -> Result<u32, BuildError> {
     let ram = layout::ram_ranges(config.memory_mib);
     let kernel = kernel::load(config.kernel, memory)?;
-    let initramfs = initramfs::load(config.initramfs, memory, ram[0], kernel.end)?;
+    let initramfs = match config.root {
+        Root::Initramfs(file) => Some(initramfs::load(file, memory, ram[0], kernel.end)?),
+        Root::Image(_) => None,
+    };
     let debug_console = config.console.is_some();
     let tables = acpi::tables(
         layout::ACPI_TABLES,
@@ -161,7 +182,7 @@ fn fill_memory(
     let info = BootInfo {
         ram: &ram,
         initramfs,
-        command_line: &command_line::build(config.kernel_args, debug_console)?,
+        command_line: &command_line::build(config.root, config.kernel_args, debug_console)?,
         rsdp: layout::ACPI_TABLES,
     };
     pvh::write(memory, &info)?;

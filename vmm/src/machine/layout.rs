@@ -5,7 +5,7 @@
 //! ```text
 //! 0000_0000  RAM; boot tables in the first pages (machine::boot)
 //! 000e_0000  ACPI tables, in RAM that the guest is told to leave alone
-//! 0010_0000  RAM: kernel where its ELF says, initramfs at the end of low RAM
+//! 0010_0000  RAM: kernel where its ELF says, an initramfs at the end of low RAM
 //! c000_0000  32-bit MMIO window: BARs
 //! e800_0000  PCI configuration space of bus 0 (pci::ecam)
 //! fee0_0000  local APIC (KVM)

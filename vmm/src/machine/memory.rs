@@ -4,7 +4,7 @@
 //! alternatives): of a mapped kernel five pages in six took three faults each (read, write, and read
 //! again), which together were half of the time to init. Read into huge pages they take a handful.
 //!
-//! The initramfs is mapped, copy on write: nobody writes to it (the guest is told not to free it,
+//! An initramfs is mapped, copy on write: nobody writes to it (the guest is told not to free it,
 //! which would poison it), so all guests of a host share the page cache's copy and nobody fills pages
 //! with it.
 #![expect(unsafe_code, reason = "files in guest RAM, and advice about it")]

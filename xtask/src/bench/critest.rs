@@ -54,11 +54,11 @@ struct Datapoint {
 /// Builds what is measured, measures, keeps the results and prints each operation's median.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::packages(setup::Need::ALL)?;
-    let image = guest_image::both()?;
+    let image = guest_image::all()?;
     let parts = [
         ("ISOPOD_TEST_BIN_DIR", build::node()?),
         ("ISOPOD_TEST_KERNEL", image.kernel),
-        ("ISOPOD_TEST_INITRAMFS", image.initramfs),
+        ("ISOPOD_TEST_AGENT_IMAGE", image.agent_image),
         ("ISOPOD_TEST_TOOLS", setup::critest()?),
         ("ISOPOD_TEST_IMAGES", test_images::critest()?),
     ];

@@ -36,10 +36,11 @@ pub(super) enum Clock {
 /// Builds what is measured, measures `what`, prints the table, and keeps every value.
 pub(super) fn run(what: &str, repetitions: u32, clock: Clock) -> Result<ExitCode> {
     setup::packages(setup::Need::ALL)?;
-    let image = guest_image::both()?;
-    let parts: [(&str, PathBuf); 5] = [
+    let image = guest_image::all()?;
+    let parts: [(&str, PathBuf); 6] = [
         ("ISOPOD_TEST_BIN_DIR", build::node()?),
         ("ISOPOD_TEST_KERNEL", image.kernel),
+        ("ISOPOD_TEST_AGENT_IMAGE", image.agent_image),
         ("ISOPOD_TEST_INITRAMFS", image.initramfs),
         ("ISOPOD_TEST_TOOLS", setup::crictl()?),
         ("ISOPOD_TEST_IMAGES", test_images::build()?),

@@ -1,4 +1,4 @@
-# What `cargo xtask demo` runs where KVM is. In the environment: BINARIES, KERNEL, INITRAMFS, IMAGES, and CRICTL if there
+# What `cargo xtask demo` runs where KVM is. In the environment: BINARIES, KERNEL, AGENT_IMAGE, IMAGES, and CRICTL if there
 # is one.
 set -euo pipefail
 say() { printf '\n==> %s\n' "$*"; }
@@ -30,7 +30,7 @@ state_dir = "$dir/state"
 [vm]
 vmm = "$BINARIES/isopod-vmm"
 kernel = "$KERNEL"
-initramfs = "$INITRAMFS"
+agent_image = "$AGENT_IMAGE"
 start_timeout_ms = 120000
 [cni]
 enabled = false

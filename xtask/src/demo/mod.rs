@@ -34,7 +34,7 @@ pub(crate) fn run(_arguments: &Arguments) -> Result<ExitCode> {
     if emulated.is_some() {
         setup::packages(&[Need::Lab])?;
     }
-    let image = guest_image::both()?;
+    let image = guest_image::all()?;
     let binaries = build::node()?;
     let images = test_images::build()?;
     let crictl = crictl();
@@ -49,7 +49,7 @@ pub(crate) fn run(_arguments: &Arguments) -> Result<ExitCode> {
     };
     set("BINARIES", &binaries);
     set("KERNEL", &image.kernel);
-    set("INITRAMFS", &image.initramfs);
+    set("AGENT_IMAGE", &image.agent_image);
     set("IMAGES", &images);
     if let Some(folder) = &crictl {
         set("CRICTL", &folder.join("crictl"));

@@ -119,8 +119,8 @@ const PACKAGES: &[(&str, &[Need], &str)] = &[
     ),
     (
         "erofs-utils",
-        &[Need::TestImages],
-        "fsck.erofs, which checks images' read-only disks",
+        &[Need::Build, Need::TestImages],
+        "makes the agent's image; fsck.erofs, which checks images' read-only disks",
     ),
     (
         "attr",

@@ -40,7 +40,7 @@ impl Parts {
     pub(super) fn build(tools: PathBuf, images: impl FnOnce() -> Result<PathBuf>) -> Result<Self> {
         Ok(Self {
             binaries: build::node()?,
-            image: guest_image::both()?,
+            image: guest_image::all()?,
             tools,
             images: images()?,
         })
@@ -51,6 +51,7 @@ impl Parts {
         [
             ("ISOPOD_TEST_BIN_DIR", &self.binaries),
             ("ISOPOD_TEST_KERNEL", &self.image.kernel),
+            ("ISOPOD_TEST_AGENT_IMAGE", &self.image.agent_image),
             ("ISOPOD_TEST_INITRAMFS", &self.image.initramfs),
             ("ISOPOD_TEST_TOOLS", &self.tools),
             ("ISOPOD_TEST_IMAGES", &self.images),

@@ -27,8 +27,8 @@ const _: () = {
 pub(crate) struct BootInfo<'a> {
     /// RAM, as [`layout::ram_ranges`] returns it.
     pub(crate) ram: &'a [Range],
-    /// Where the initramfs lies.
-    pub(crate) initramfs: Range,
+    /// Where the initramfs lies, if there is one.
+    pub(crate) initramfs: Option<Range>,
     /// The command line, without its NUL.
     pub(crate) command_line: &'a str,
     /// Address of the ACPI root pointer.
@@ -47,7 +47,9 @@ pub(crate) fn write(memory: &GuestMemoryMmap, info: &BootInfo<'_>) -> Result<(),
         layout::PVH_START_INFO,
         &start_info(info, &memory_map),
     )?;
-    write_at(memory, layout::PVH_MODULES, &module(info.initramfs))?;
+    if let Some(initramfs) = info.initramfs {
+        write_at(memory, layout::PVH_MODULES, &module(initramfs))?;
+    }
     let entries: Vec<u8> = memory_map.iter().flat_map(|e| entry(*e)).collect();
     write_at(memory, layout::PVH_MEMORY_MAP, &entries)?;
     let mut line = info.command_line.as_bytes().to_vec();
@@ -85,10 +87,12 @@ fn memory_map(ram: &[Range]) -> Vec<(Range, u32)> {
 /// `struct hvm_start_info`, 56 bytes.
 fn start_info(info: &BootInfo<'_>, memory_map: &[(Range, u32)]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(56);
-    for word in [START_INFO_MAGIC, START_INFO_VERSION, 0, 1] {
+    let modules = u32::from(info.initramfs.is_some());
+    for word in [START_INFO_MAGIC, START_INFO_VERSION, 0, modules] {
         bytes.extend(word.to_le_bytes());
     }
     for address in [
+        // Not read when there are none.
         layout::PVH_MODULES,
         layout::COMMAND_LINE,
         info.rsdp,
@@ -135,7 +139,7 @@ mod tests {
         let memory = memory::allocate(memory_mib).unwrap();
         let info = BootInfo {
             ram: &layout::ram_ranges(memory_mib),
-            initramfs: INITRAMFS,
+            initramfs: Some(INITRAMFS),
             command_line: "quiet",
             rsdp: layout::ACPI_TABLES,
         };

@@ -43,6 +43,11 @@ pub(crate) fn bench() -> Result<PathBuf> {
     release_binary("isopod-tests", "isopod-bench")
 }
 
+/// Builds what reads in a guest, see `cargo xtask bench read`.
+pub(crate) fn bench_reader() -> Result<PathBuf> {
+    release_binary("isopod-tests", "isopod-bench-reader")
+}
+
 /// Builds a program that tests run, and returns its path.
 pub(crate) fn test_program(name: &str) -> Result<PathBuf> {
     let folder = project::target();

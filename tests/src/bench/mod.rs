@@ -6,6 +6,7 @@
 //! - [`pods`]: what the kubelet sees: a pod, a container, its first output.
 //! - [`net`](mod@net): a guest's network interface; exec and attach.
 //! - [`pull`](mod@pull): what pulls cost.
+//! - [`read`](mod@read): what reading an image costs a guest.
 //! - [`memory`]: what a VMM takes beside its guest's RAM.
 //! - [`table`]: medians, ratios, and how they are printed.
 //!
@@ -18,6 +19,7 @@ mod net;
 mod pods;
 mod pull;
 mod qemu;
+mod read;
 pub mod table;
 mod vmm;
 
@@ -30,6 +32,7 @@ use tempfile::TempDir;
 
 pub use self::net::{net, streams};
 pub use self::pull::pull;
+pub use self::read::{read, read_images};
 use self::table::{Row, Table};
 use crate::environment;
 

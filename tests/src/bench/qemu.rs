@@ -3,6 +3,7 @@
 //! sign of life is the same: the agent's first answer to `Hello`, not a line on a console.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -53,6 +54,30 @@ pub(super) fn with_nic(guest: &Guest, tap: &OwnedFd, mac: [u8; 6]) -> Result<Chi
     command.args(["-netdev", &netdev]);
     let device = format!("virtio-net-device,netdev=net,mac={mac}");
     command.args(["-device", &device]);
+    Ok(Child::new(
+        command.spawn().context("starting qemu-system-x86_64")?,
+    ))
+}
+
+/// A file as a disk of the guest.
+pub(super) struct Disk<'a> {
+    /// What the guest knows it by.
+    pub(super) serial: &'static str,
+    pub(super) path: &'a Path,
+    pub(super) read_only: bool,
+}
+
+/// Starts a guest with these disks, read and written through the host's page cache as by default.
+pub(super) fn with_disks(guest: &Guest, disks: &[Disk<'_>]) -> Result<Child> {
+    let mut command = command(guest);
+    for disk in disks {
+        let (serial, path) = (disk.serial, disk.path.display());
+        let read_only = if disk.read_only { "on" } else { "off" };
+        let drive = format!("file={path},if=none,format=raw,id={serial},read-only={read_only}");
+        command.args(["-drive", &drive]);
+        let device = format!("virtio-blk-device,drive={serial},serial={serial}");
+        command.args(["-device", &device]);
+    }
     Ok(Child::new(
         command.spawn().context("starting qemu-system-x86_64")?,
     ))

@@ -4,6 +4,8 @@
 //! `isopod-bench net REPETITIONS`
 //! `isopod-bench streams REPETITIONS`
 //! `isopod-bench pull REPETITIONS CACHE`
+//! `isopod-bench read REPETITIONS`, with the folder for `ISOPOD_TEST_IMAGES` that
+//! `isopod-bench read-images CACHE READER` prints
 
 use std::path::Path;
 
@@ -22,8 +24,15 @@ fn main() -> Result<()> {
         ["net", repetitions] => bench::net(number(repetitions)?)?,
         ["streams", repetitions] => bench::streams(number(repetitions)?)?,
         ["pull", repetitions, cache] => bench::pull(number(repetitions)?, Path::new(cache))?,
+        ["read", repetitions] => bench::read(number(repetitions)?)?,
+        ["read-images", cache, reader] => {
+            let images = bench::read_images(Path::new(cache), Path::new(reader))?;
+            println!("{}", images.display());
+            return Ok(());
+        }
         _ => bail!(
-            "usage: isopod-bench start | net | streams REPETITIONS, or pull REPETITIONS CACHE"
+            "usage: isopod-bench start | net | streams | read REPETITIONS, \
+             pull REPETITIONS CACHE, or read-images CACHE READER"
         ),
     };
     print!("{table}");

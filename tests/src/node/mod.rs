@@ -36,6 +36,7 @@ use self::leaks::Baseline;
 pub use self::options::{DataDir, Images, Options};
 pub use self::pod::{container_config, pod_config, shell};
 use crate::environment;
+use crate::network;
 use crate::process::Process;
 use crate::registry::{Access, Registry};
 
@@ -96,9 +97,16 @@ impl Node {
             options,
             finished: false,
         };
-        if let DataDir::Small { mib } = node.options.data {
-            mount_tmpfs(node.root_dir(), mib)?;
-            node.mounted = true;
+        match node.options.data {
+            DataDir::Large => {}
+            DataDir::Small { mib } => {
+                mount_tmpfs(node.root_dir(), mib)?;
+                node.mounted = true;
+            }
+            DataDir::Disk { mib } => {
+                mount_disk(&node.folder.path().join("disk"), node.root_dir(), mib)?;
+                node.mounted = true;
+            }
         }
         let endpoint = match &node.options.images {
             Images::None => None,
@@ -311,6 +319,17 @@ fn mount_tmpfs(folder: &Path, mib: u32) -> Result<()> {
         status.success(),
         "mounting a file system of {mib} MiB failed"
     );
+    Ok(())
+}
+
+/// Mounts an empty ext4 whose disk is the file `disk`, which is made on a tmpfs.
+fn mount_disk(disk: &Path, folder: &Path, mib: u32) -> Result<()> {
+    fs::File::create(disk)?.set_len(u64::from(mib) << 20)?;
+    let disk = disk.to_str().context("a path in UTF-8")?;
+    let folder = folder.to_str().context("a path in UTF-8")?;
+    network::run("modprobe", &["loop"])?;
+    network::run("mkfs.ext4", &["-q", disk])?;
+    network::run("mount", &["-o", "loop,noatime", disk, folder])?;
     Ok(())
 }
 

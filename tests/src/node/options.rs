@@ -30,6 +30,11 @@ pub enum DataDir {
         /// Size in MiB.
         mib: u32,
     },
+    /// An ext4 of this size whose disk is in memory: it has a page cache, and nobody waits for it.
+    Disk {
+        /// Size in MiB.
+        mib: u32,
+    },
 }
 
 /// What a test wants of its node.

@@ -36,6 +36,17 @@ pub(super) enum Clock {
 /// Builds what is measured, measures `what`, prints the table, and keeps every value.
 pub(super) fn run(what: &str, repetitions: u32, clock: Clock) -> Result<ExitCode> {
     setup::packages(setup::Need::ALL)?;
+    run_with(what, repetitions, clock, test_images::build()?)
+}
+
+/// [`run`] with a registry's storage of its own.
+pub(super) fn run_with(
+    what: &str,
+    repetitions: u32,
+    clock: Clock,
+    images: PathBuf,
+) -> Result<ExitCode> {
+    setup::packages(setup::Need::ALL)?;
     let image = guest_image::all()?;
     let parts: [(&str, PathBuf); 6] = [
         ("ISOPOD_TEST_BIN_DIR", build::node()?),
@@ -43,7 +54,7 @@ pub(super) fn run(what: &str, repetitions: u32, clock: Clock) -> Result<ExitCode
         ("ISOPOD_TEST_AGENT_IMAGE", image.agent_image),
         ("ISOPOD_TEST_INITRAMFS", image.initramfs),
         ("ISOPOD_TEST_TOOLS", setup::crictl()?),
-        ("ISOPOD_TEST_IMAGES", test_images::build()?),
+        ("ISOPOD_TEST_IMAGES", images),
     ];
     let folder = project::target().join("bench").join(what);
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;

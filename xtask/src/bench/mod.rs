@@ -3,7 +3,8 @@
 //! - [`critest`]: what critest measures, in the lab.
 //! - [`net`]: how fast a guest's network is, in the lab on the instruction clock, and people's streams, there on
 //!   the ordinary one.
-//! - [`pull`]: what pulls cost, here.
+//! - [`pull`]: what pulls cost, here, and then what [`read`] measures.
+//! - [`read`]: what reading an image costs a guest, in the lab on the instruction clock.
 //! - [`start`]: how fast a guest and a pod start, in the lab on the instruction clock.
 //! - [`harness`]: what runs there.
 //!
@@ -13,6 +14,7 @@ mod critest;
 mod harness;
 mod net;
 mod pull;
+mod read;
 mod start;
 
 use std::process::ExitCode;
@@ -32,8 +34,10 @@ enum What {
     Critest(critest::Arguments),
     /// TCP of a guest, against QEMU's microvm, and streams; the results are kept as JSON
     Net(net::Arguments),
-    /// Pulls: time, processor time, bytes written and memory, against containerd
+    /// Pulls: time, processor time, bytes written and memory, against containerd; then `read`
     Pull(pull::Arguments),
+    /// Reading an image in a guest, against ext4 under QEMU's microvm; the results are kept as JSON
+    Read(read::Arguments),
     /// Start times and the VMM's memory, against QEMU's microvm; the results are kept as JSON
     Start(start::Arguments),
 }
@@ -44,6 +48,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         What::Critest(arguments) => critest::run(arguments),
         What::Net(arguments) => net::run(arguments),
         What::Pull(arguments) => pull::run(arguments),
+        What::Read(arguments) => read::run(arguments),
         What::Start(arguments) => start::run(arguments),
     }
 }

@@ -247,7 +247,8 @@ fn an_image_can_be_memory_that_the_host_shares_and_the_guest_does_not_keep() -> 
         let pod = node.cri().run_pod(pod_config(node, "memory"))?;
         let sleep = |name| container_config(name, "layers", &["sleep", "10000"]);
         let id = node.start(&pod, sleep("first"))?;
-        assert_eq!(disks(node, &id)?, "pmem0 vda ", "vda is the writable disk");
+        // The agent is in pmem0; vda is the writable disk.
+        assert_eq!(disks(node, &id)?, "pmem0 pmem1 vda ");
         let cached = || -> Result<u64> {
             let text = node.exec(&id, "grep ^Cached /proc/meminfo | tr -dc 0-9")?;
             Ok(String::from_utf8(text)?.parse()?)
@@ -262,10 +263,10 @@ fn an_image_can_be_memory_that_the_host_shares_and_the_guest_does_not_keep() -> 
         let written = node.exec_any(&id, "echo x > /data/plain && cat /data/plain")?;
         assert_eq!(written.stdout, b"x\n", "the layer above is writable");
         let second = node.start(&pod, sleep("second"))?;
-        assert_eq!(disks(node, &id)?, "pmem0 pmem1 vda ");
+        assert_eq!(disks(node, &id)?, "pmem0 pmem1 pmem2 vda ");
         assert_eq!(node.exec(&second, "cat /data/plain")?, b"plain, replaced\n");
         node.cri().remove(&second)?;
-        assert_eq!(disks(node, &id)?, "pmem0 vda ");
+        assert_eq!(disks(node, &id)?, "pmem0 pmem1 vda ");
         // What was given back is used again, and what is left still reads.
         let third = node.start(&pod, sleep("third"))?;
         assert_eq!(node.exec(&third, "cat /data/link-b")?, b"hard\n");

@@ -433,7 +433,7 @@ fn streams_limits_and_images_as_memory_work_with_users_of_the_pods_own() -> Resu
         let seen: Vec<_> = seen.split_whitespace().collect();
         assert_eq!(seen, ["0:0", "0", "131072", "65536"]);
         let images = text(node, &id, "ls /sys/block | grep -c pmem")?;
-        assert_eq!(images, "2", "one for each container");
+        assert_eq!(images, "3", "one for each container, and the agent's");
         node.exec(
             &id,
             "mkdir /www && echo page > /www/x && httpd -p 127.0.0.1:8080 -h /www",

@@ -47,10 +47,12 @@ const LIMIT: Duration = Duration::from_secs(60);
 const KERNEL_ARGS: &str =
     "tsc=reliable maxcpus=1 panic=-1 random.trust_cpu=on retain_initrd 8250.nr_uarts=0";
 
-/// What guests boot from, copied into memory: the lab's root is a network file system, and waiting for
-/// it is no instruction.
+/// What guests boot from, and both VMMs, copied into memory: the lab's root is a network file system,
+/// and waiting for it is no instruction. A program with many libraries waits the longest.
 #[derive(Debug)]
 struct Guest {
+    vmm: PathBuf,
+    qemu: qemu::Installation,
     kernel: PathBuf,
     /// What our VMM shows the guest in the place of the initramfs.
     agent_image: Option<PathBuf>,
@@ -82,11 +84,14 @@ impl Guest {
             .prefix("guest-")
             .tempdir_in("/run")?;
         let guest = Self {
+            vmm: folder.path().join("isopod-vmm"),
+            qemu: qemu::Installation::copy(&folder.path().join("qemu"))?,
             kernel: folder.path().join("vmlinux"),
             agent_image: None,
             initramfs: folder.path().join("initramfs.cpio"),
             _folder: folder,
         };
+        fs::copy(environment::binary("isopod-vmm")?, &guest.vmm).context("copying isopod-vmm")?;
         let from = environment::path(environment::KERNEL)?;
         fs::copy(&from, &guest.kernel).with_context(|| format!("copying {}", from.display()))?;
         fs::write(&guest.initramfs, initramfs).context("writing the initramfs")?;

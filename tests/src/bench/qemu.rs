@@ -2,8 +2,9 @@
 //! virtio over MMIO, no legacy devices. Its guest's vsock is the kernel's (`vhost_vsock`), so the
 //! sign of life is the same: the agent's first answer to `Hello`, not a line on a console.
 
+use std::fs;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,52 @@ use tokio_vsock::{VsockAddr, VsockStream};
 use ttrpc::asynchronous::transport::Socket;
 
 use super::{Guest, KERNEL_ARGS, LIMIT, MEMORY_MIB, agent};
+use crate::images::elf;
 use crate::process::Child;
 
 /// The guest's address among this host's vsock guests. One runs at a time.
 const CID: u32 = 42;
+
+/// Where Debian installs QEMU, and what its microvm reads of its firmware.
+const PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
+const FIRMWARE: [&str; 4] = [
+    "/usr/share/qemu/bios-microvm.bin",
+    "/usr/share/qemu/pvh.bin",
+    "/usr/share/qemu/linuxboot_dma.bin",
+    "/usr/share/qemu/kvmvapic.bin",
+];
+
+/// A copy of QEMU with its libraries and its firmware.
+#[derive(Debug)]
+pub(super) struct Installation {
+    folder: PathBuf,
+}
+
+impl Installation {
+    /// Copies it into `folder`, which is made.
+    pub(super) fn copy(folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder)?;
+        let program = Path::new(PROGRAM);
+        let firmware = FIRMWARE.map(PathBuf::from);
+        for file in elf::libraries(program)?.iter().chain(&firmware) {
+            let name = file.file_name().context("a file has a name")?;
+            fs::copy(file, folder.join(name))
+                .with_context(|| format!("copying {}", file.display()))?;
+        }
+        fs::copy(program, folder.join("qemu")).context("copying QEMU")?;
+        Ok(Self {
+            folder: folder.to_owned(),
+        })
+    }
+
+    /// A command that runs it.
+    fn command(&self) -> Command {
+        let mut qemu = Command::new(self.folder.join("qemu"));
+        qemu.env("LD_LIBRARY_PATH", &self.folder);
+        qemu.arg("-L").arg(&self.folder);
+        qemu
+    }
+}
 
 /// Boots a guest; the time from the start of the process to the agent's first answer.
 pub(super) async fn start(guest: &Guest) -> Result<Duration> {
@@ -84,7 +127,7 @@ pub(super) fn with_disks(guest: &Guest, disks: &[Disk<'_>]) -> Result<Child> {
 }
 
 fn command(guest: &Guest) -> Command {
-    let mut qemu = Command::new("qemu-system-x86_64");
+    let mut qemu = guest.qemu.command();
     qemu.args([
         "-M",
         "microvm,rtc=off,pit=off,pic=off,isa-serial=off",

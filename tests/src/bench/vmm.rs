@@ -31,7 +31,6 @@ use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::Context;
 
 use super::{Guest, LIMIT, MEMORY_MIB, agent, memory};
-use crate::environment;
 use crate::process::Child;
 
 /// Where inherited descriptors begin (`sd_listen_fds(3)`).
@@ -61,7 +60,7 @@ impl Vmm {
             .prefix("bench-")
             .tempdir_in("/run")?;
         let inherited = inheritance(folder.path(), guest)?;
-        let mut command = command(folder.path(), &inherited)?;
+        let mut command = command(folder.path(), guest, &inherited)?;
 
         let began = Instant::now();
         let process = Child::new(command.spawn().context("starting isopod-vmm")?);
@@ -192,9 +191,9 @@ fn packet_socket() -> Result<OwnedFd> {
     )?)
 }
 
-fn command(folder: &Path, inherited: &[(&'static str, OwnedFd)]) -> Result<Command> {
+fn command(folder: &Path, guest: &Guest, inherited: &[(&'static str, OwnedFd)]) -> Result<Command> {
     let names: Vec<&str> = inherited.iter().map(|(name, _)| *name).collect();
-    let mut command = Command::new(environment::binary("isopod-vmm")?);
+    let mut command = Command::new(&guest.vmm);
     command.arg("--dir").arg(folder).env_clear();
     command
         .env("LISTEN_FDS", names.len().to_string())

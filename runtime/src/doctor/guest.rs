@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use super::Check;
 use crate::config::GuestRoot;
+use crate::image::{EROFS_MAGIC, EROFS_SUPER_OFFSET};
 use crate::version::VERSION;
 
 const VMM: &str = "vmm";
@@ -27,10 +28,6 @@ const PT_NOTE: u32 = 4;
 const NOTE_PHYS32_ENTRY: u32 = 18;
 /// Longest notes that are read, in bytes.
 const NOTES_MAX: u64 = 64 * 1024;
-
-/// Where an EROFS superblock is, and how it begins (kernel documentation, EROFS, on-disk format).
-const EROFS_SUPERBLOCK_OFFSET: u64 = 1024;
-const EROFS_MAGIC: [u8; 4] = 0xe0f5_e1e2_u32.to_le_bytes();
 
 /// Length of a newc cpio header (cpio(5)).
 const CPIO_HEADER_LEN: usize = 110;
@@ -83,12 +80,7 @@ pub(super) fn root(root: &GuestRoot) -> Check {
 /// Whether the agent's image is an EROFS file system.
 fn agent_image(path: &Path) -> Check {
     let advice = "build it (cargo xtask guest-image) or set vm.agent_image";
-    let begins = |mut file: File| {
-        let mut magic = [0; EROFS_MAGIC.len()];
-        file.seek(SeekFrom::Start(EROFS_SUPERBLOCK_OFFSET))?;
-        file.read_exact(&mut magic).map(|()| magic == EROFS_MAGIC)
-    };
-    match File::open(path).and_then(begins) {
+    match File::open(path).and_then(|mut file| is_erofs(&mut file)) {
         Ok(true) => Check::ok(AGENT_IMAGE, format!("{} is EROFS", path.display())),
         Ok(false) => {
             let found = format!("{} is no EROFS file system", path.display());
@@ -112,6 +104,13 @@ fn initramfs(path: &Path) -> Check {
         }
         Err(error) => Check::fail(INITRAMFS, unreadable(path, &error), advice),
     }
+}
+
+fn is_erofs(file: &mut (impl Read + Seek)) -> std::io::Result<bool> {
+    let mut magic = [0; 4];
+    file.seek(SeekFrom::Start(EROFS_SUPER_OFFSET))?;
+    file.read_exact(&mut magic)?;
+    Ok(u32::from_le_bytes(magic) == EROFS_MAGIC)
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> String {
@@ -293,6 +292,15 @@ mod tests {
         assert!(!init(&[("init", b"")]));
         assert!(!init(&[("sbin/init", b"x")]));
         assert!(!has_init(&mut Cursor::new([0x1f; 4096])).unwrap());
+    }
+
+    #[test]
+    fn an_image_is_told_by_its_superblock() {
+        let mut image = vec![0; 4096];
+        assert!(!is_erofs(&mut Cursor::new(&image)).unwrap());
+        image[1024..1028].copy_from_slice(&[0xe2, 0xe1, 0xf5, 0xe0]);
+        assert!(is_erofs(&mut Cursor::new(&image)).unwrap());
+        assert!(is_erofs(&mut Cursor::new(&image[..1026])).is_err());
     }
 
     #[test]

@@ -55,6 +55,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+pub(crate) use self::erofs::{MAGIC as EROFS_MAGIC, SUPER_OFFSET as EROFS_SUPER_OFFSET};
 pub(crate) use self::error::{ImageError, chain};
 pub(crate) use self::layout::{
     Layout, LayoutError, NamedImage, Place, Served, sweep_places, unpack,

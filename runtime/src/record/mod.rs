@@ -100,9 +100,7 @@ impl Records {
         let path = dir.join(SANDBOX_FILE);
         let bytes = file::encode(&path, record)?;
         on_blocking_pool(move || {
-            for folder in [CONTAINERS_DIR, SPECS_DIR] {
-                file::create_private_dir(&dir.join(folder))?;
-            }
+            file::create_private_dir(&dir.join(CONTAINERS_DIR))?;
             file::replace(&path, &bytes)
         })
         .await
@@ -135,8 +133,14 @@ impl Records {
         id: &ContainerId,
         spec: Vec<u8>,
     ) -> Result<(), RecordError> {
+        let folder = self.sandbox_dir(sandbox).join(SPECS_DIR);
         let path = self.spec_file(sandbox, id);
-        on_blocking_pool(move || file::write(&path, &spec)).await
+        on_blocking_pool(move || {
+            // A sandbox of an older daemon has none.
+            file::create_private_dir(&folder)?;
+            file::write(&path, &spec)
+        })
+        .await
     }
 
     /// A container's OCI spec.

@@ -28,6 +28,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use isopod_guest_image::cpio::Archive;
 use tempfile::TempDir;
 
 pub use self::net::{net, streams};
@@ -41,6 +42,9 @@ const MEMORY_MIB: u32 = 256;
 
 /// How long a guest may take to answer, on the clock of the lab.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// Debian's `busybox-static`.
+const BUSYBOX: &str = "/bin/busybox";
 
 /// What a guest boots with under QEMU: the VMM's own arguments as far as they are not about its
 /// hardware. No console under either: every character would be an exit.
@@ -76,6 +80,18 @@ impl Guest {
         fs::copy(&from, &image).with_context(|| format!("copying {}", from.display()))?;
         guest.agent_image = Some(image);
         Ok(guest)
+    }
+
+    /// A pod's kernel with busybox as `/bin/busybox`, and a script as PID 1.
+    fn of_script(folders: &[&str], script: &str) -> Result<Self> {
+        let mut archive = Archive::new();
+        for folder in folders {
+            archive.directory(folder, 0o755);
+        }
+        let busybox = fs::read(BUSYBOX).context("reading busybox")?;
+        archive.file("bin/busybox", 0o755, &busybox)?;
+        archive.file("init", 0o755, script.as_bytes())?;
+        Self::of(&archive.finish())
     }
 
     /// A pod's kernel with these bytes as the initramfs.

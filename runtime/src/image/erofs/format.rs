@@ -2,7 +2,7 @@
 //! little-endian.
 
 /// `EROFS_SUPER_OFFSET`: where the super block is.
-pub(super) const SUPER_OFFSET: u64 = 1024;
+pub(crate) const SUPER_OFFSET: u64 = 1024;
 /// Size of `struct erofs_super_block`, without extension slots.
 pub(super) const SUPER_BYTES: u64 = 128;
 /// `EROFS_DEVT_SLOT_SIZE`: size of `struct erofs_deviceslot`.
@@ -21,7 +21,7 @@ pub(super) const CHUNK_INDEX_BYTES: u64 = 8;
 pub(super) const DIRENT_BYTES: usize = 12;
 
 /// `EROFS_SUPER_MAGIC_V1`.
-const MAGIC: u32 = 0xe0f5_e1e2;
+pub(crate) const MAGIC: u32 = 0xe0f5_e1e2;
 /// `EROFS_FEATURE_COMPAT_SB_CHKSUM`: `checksum` is valid.
 const COMPAT_SB_CHKSUM: u32 = 0x1;
 /// `EROFS_FEATURE_COMPAT_MTIME`: times are modification times.

@@ -40,6 +40,7 @@ mod xattr;
 use std::fs::File;
 use std::io;
 
+pub(crate) use self::format::{MAGIC, SUPER_OFFSET};
 use super::digest::{Digest, Hasher};
 use super::tree::Tree;
 

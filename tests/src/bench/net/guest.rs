@@ -1,28 +1,17 @@
 //! The guest at the other end: the kernel of every pod, and busybox as its only program, which has no
 //! part in what is measured but to read and to write.
 
-use anyhow::{Context as _, Result};
-use isopod_guest_image::cpio::Archive;
+use anyhow::Result;
 
 use super::super::Guest;
 use super::{BYTES, ECHO, GUEST, PREFIX_LEN, SINK, SOURCE};
-
-/// Debian's `busybox-static`.
-const BUSYBOX: &str = "/bin/busybox";
 
 /// Bytes in one call of the guest's programs.
 const BLOCK: u64 = 64 << 10;
 
 /// A guest that serves on the three ports.
 pub(super) fn prepare() -> Result<Guest> {
-    let mut archive = Archive::new();
-    for folder in ["bin", "dev", "sys"] {
-        archive.directory(folder, 0o755);
-    }
-    let busybox = std::fs::read(BUSYBOX).context("reading busybox")?;
-    archive.file("bin/busybox", 0o755, &busybox)?;
-    archive.file("init", 0o755, script().as_bytes())?;
-    Guest::of(&archive.finish())
+    Guest::of_script(&["bin", "dev", "sys"], &script())
 }
 
 /// PID 1. One interface is there from the start, the other one appears when the bus is searched.

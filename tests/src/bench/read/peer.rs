@@ -5,7 +5,6 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use isopod_guest_image::cpio::Archive;
 use tempfile::TempDir;
 
 use super::{Figures, LIMIT, forget, image, parse};
@@ -13,9 +12,6 @@ use crate::bench::Guest;
 use crate::bench::qemu::{self, Disk};
 use crate::environment;
 use crate::wait::wait_for;
-
-/// Debian's `busybox-static`.
-const BUSYBOX: &str = "/bin/busybox";
 
 /// Bytes of the disk that the reader's output goes to.
 const OUTPUT_BYTES: u64 = 4096;
@@ -73,14 +69,7 @@ impl Peer {
 }
 
 fn prepare() -> Result<Guest> {
-    let mut archive = Archive::new();
-    for folder in ["bin", "dev", "sys", "mnt"] {
-        archive.directory(folder, 0o755);
-    }
-    let busybox = fs::read(BUSYBOX).context("reading busybox")?;
-    archive.file("bin/busybox", 0o755, &busybox)?;
-    archive.file("init", 0o755, script().as_bytes())?;
-    Guest::of(&archive.finish())
+    Guest::of_script(&["bin", "dev", "sys", "mnt"], &script())
 }
 
 /// PID 1. The reader has the tree for its root, as in a container.

@@ -9,8 +9,7 @@ use crate::machine::windows::{WindowError, Windows};
 use crate::virtio::blk::{DiskError, Extent, Extents};
 use crate::virtio::pmem::{Mapping, MappingError, Pmem};
 
-/// What the vendor data of its PCI function says. No disk of the start request can be this one: it
-/// is on the bus before them.
+/// What the vendor data of its PCI function says: for people, as the kernel takes the first memory.
 const SERIAL: &str = "agent";
 
 /// Where an EROFS superblock is (kernel documentation, "EROFS - Enhanced Read-Only File System").

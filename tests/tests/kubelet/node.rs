@@ -30,6 +30,8 @@ fn pods_outlive_the_daemon_and_come_back_when_the_node_boots() -> Result<()> {
                 kubelet.add(&counting(name, &state))?;
             }
             let ids = ready(kubelet)?;
+            // A container is ready before its program has come to its first line.
+            wait_for("pods that count", LIMIT, || counts(&state).ok())?;
             let node = kubelet.node();
             node.kill_daemon();
             let before = counts(&state)?;

@@ -43,9 +43,9 @@ pub(crate) fn bench() -> Result<PathBuf> {
     release_binary("isopod-tests", "isopod-bench")
 }
 
-/// Builds what reads in a guest, see `cargo xtask bench read`.
-pub(crate) fn bench_reader() -> Result<PathBuf> {
-    release_binary("isopod-tests", "isopod-bench-reader")
+/// Builds what measures inside guests, see `cargo xtask bench read` and `fs`.
+pub(crate) fn bench_program(name: &str) -> Result<PathBuf> {
+    release_binary("isopod-tests", name)
 }
 
 /// Builds a program that tests run, and returns its path.

@@ -7,6 +7,8 @@
 //! - [`net`](mod@net): a guest's network interface; exec and attach.
 //! - [`pull`](mod@pull): what pulls cost.
 //! - [`read`](mod@read): what reading an image costs a guest.
+//! - [`files`](mod@files): what a pod's volumes are capable of.
+//! - [`program`]: programs that measure inside guests.
 //! - [`memory`]: what a VMM takes beside its guest's RAM.
 //! - [`table`]: medians, ratios, and how they are printed.
 //!
@@ -14,28 +16,33 @@
 //! ratios carry over.
 
 mod agent;
+pub mod files;
 mod memory;
 mod net;
 mod pods;
+pub mod program;
 mod pull;
 mod qemu;
 mod read;
 pub mod table;
 mod vmm;
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use isopod_guest_image::cpio::Archive;
 use tempfile::TempDir;
 
+pub use self::files::{files, files_images};
 pub use self::net::{net, streams};
 pub use self::pull::pull;
-pub use self::read::{read, read_images};
+pub use self::read::{RANDOM_READS, read, read_images};
 use self::table::{Row, Table};
 use crate::environment;
+use crate::images::elf;
 
 /// Memory of every guest, in MiB.
 const MEMORY_MIB: u32 = 256;
@@ -82,14 +89,31 @@ impl Guest {
         Ok(guest)
     }
 
-    /// A pod's kernel with busybox as `/bin/busybox`, and a script as PID 1.
-    fn of_script(folders: &[&str], script: &str) -> Result<Self> {
+    /// A pod's kernel with busybox as `/bin/busybox`, a script as PID 1, and programs with their
+    /// libraries, each under a name.
+    fn of_script(folders: &[&str], script: &str, programs: &[(&Path, &str)]) -> Result<Self> {
         let mut archive = Archive::new();
+        let mut made: BTreeSet<PathBuf> = folders.iter().map(PathBuf::from).collect();
         for folder in folders {
             archive.directory(folder, 0o755);
         }
-        let busybox = fs::read(BUSYBOX).context("reading busybox")?;
-        archive.file("bin/busybox", 0o755, &busybox)?;
+        let mut files = vec![(PathBuf::from(BUSYBOX), PathBuf::from(BUSYBOX))];
+        for (program, name) in programs {
+            let libraries = elf::libraries(program)?;
+            files.extend(libraries.into_iter().map(|path| (path.clone(), path)));
+            files.push((program.to_path_buf(), PathBuf::from(name)));
+        }
+        for (from, to) in files {
+            let to = to.strip_prefix("/").context("paths are absolute")?;
+            let folders: Vec<&Path> = to.ancestors().skip(1).collect();
+            for folder in folders.into_iter().rev() {
+                if folder.components().next().is_some() && made.insert(folder.to_owned()) {
+                    archive.directory(&folder.display().to_string(), 0o755);
+                }
+            }
+            let bytes = fs::read(&from).with_context(|| format!("reading {}", from.display()))?;
+            archive.file(&to.display().to_string(), 0o755, &bytes)?;
+        }
         archive.file("init", 0o755, script.as_bytes())?;
         Self::of(&archive.finish())
     }

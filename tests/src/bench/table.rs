@@ -46,6 +46,20 @@ impl Row {
         Self::new(name, what, "MiB/s", values)
     }
 
+    /// So many of something in each of these times, shown as how many in a second.
+    #[must_use]
+    pub fn frequencies(
+        name: &'static str,
+        what: &'static str,
+        count: u32,
+        values: Vec<Duration>,
+    ) -> Self {
+        let values = values
+            .into_iter()
+            .map(|time| f64::from(count) / time.as_secs_f64());
+        Self::new(name, what, "1/s", values)
+    }
+
     fn new(
         name: &'static str,
         what: &'static str,
@@ -188,5 +202,12 @@ mod tests {
         let times = vec![Duration::from_millis(500), Duration::from_secs(4)];
         let row = Row::rates("r", "x", 64 << 20, times);
         assert_eq!((row.values, row.unit), (vec![16.0, 128.0], "MiB/s"));
+    }
+
+    #[test]
+    fn frequencies_are_in_times_a_second() {
+        let times = vec![Duration::from_millis(500), Duration::from_secs(4)];
+        let row = Row::frequencies("r", "x", 100, times);
+        assert_eq!((row.values, row.unit), (vec![25.0, 200.0], "1/s"));
     }
 }

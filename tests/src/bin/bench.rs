@@ -6,6 +6,7 @@
 //! `isopod-bench pull REPETITIONS CACHE`
 //! `isopod-bench read REPETITIONS`, with the folder for `ISOPOD_TEST_IMAGES` that
 //! `isopod-bench read-images CACHE READER` prints
+//! `isopod-bench fs REPETITIONS`, likewise with `isopod-bench fs-images CACHE PROGRAM`
 
 use std::path::Path;
 
@@ -25,14 +26,18 @@ fn main() -> Result<()> {
         ["streams", repetitions] => bench::streams(number(repetitions)?)?,
         ["pull", repetitions, cache] => bench::pull(number(repetitions)?, Path::new(cache))?,
         ["read", repetitions] => bench::read(number(repetitions)?)?,
-        ["read-images", cache, reader] => {
-            let images = bench::read_images(Path::new(cache), Path::new(reader))?;
-            println!("{}", images.display());
+        ["fs", repetitions] => bench::files(number(repetitions)?)?,
+        [what @ ("read-images" | "fs-images"), cache, program] => {
+            let build = match *what {
+                "read-images" => bench::read_images,
+                _ => bench::files_images,
+            };
+            println!("{}", build(Path::new(cache), Path::new(program))?.display());
             return Ok(());
         }
         _ => bail!(
-            "usage: isopod-bench start | net | streams | read REPETITIONS, \
-             pull REPETITIONS CACHE, or read-images CACHE READER"
+            "usage: isopod-bench start | net | streams | read | fs REPETITIONS, \
+             pull REPETITIONS CACHE, or read-images | fs-images CACHE PROGRAM"
         ),
     };
     print!("{table}");

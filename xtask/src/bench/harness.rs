@@ -1,13 +1,14 @@
 //! `isopod-bench` in the lab.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::lab::{self, Job};
+use crate::progress::step;
 use crate::{build, guest_image, project, setup, test_images};
 
 /// How long a run may take by the wall clock.
@@ -39,13 +40,36 @@ pub(super) fn run(what: &str, repetitions: u32, clock: Clock) -> Result<ExitCode
     run_with(what, repetitions, clock, test_images::build()?)
 }
 
-/// [`run`] with a registry's storage of its own.
-pub(super) fn run_with(
+/// Builds the image with a program that measures inside guests, and measures `what`: `making` is what
+/// makes the image of it.
+pub(super) fn run_program(
     what: &str,
     repetitions: u32,
-    clock: Clock,
-    images: PathBuf,
+    making: &str,
+    program: &Path,
 ) -> Result<ExitCode> {
+    let bench = build::bench()?;
+    let images = step("Building the image of what measures", || {
+        let output = Command::new(bench)
+            .arg(making)
+            .arg(project::cache().root())
+            .arg(program)
+            .stderr(Stdio::inherit())
+            .output()
+            .context("starting the benchmark")?;
+        ensure!(
+            output.status.success(),
+            "the benchmark ended with {}",
+            output.status
+        );
+        let path = String::from_utf8(output.stdout).context("a path")?;
+        Ok(PathBuf::from(path.trim()))
+    })?;
+    run_with(what, repetitions, Clock::Instructions, images)
+}
+
+/// [`run`] with a registry's storage of its own.
+fn run_with(what: &str, repetitions: u32, clock: Clock, images: PathBuf) -> Result<ExitCode> {
     setup::packages(setup::Need::ALL)?;
     let image = guest_image::all()?;
     let parts: [(&str, PathBuf); 6] = [

@@ -1,6 +1,7 @@
 //! `cargo xtask bench WHAT`: measures against peers, both in one run.
 //!
 //! - [`critest`]: what critest measures, in the lab.
+//! - [`fs`]: what volumes are capable of, in the lab on the instruction clock.
 //! - [`net`]: how fast a guest's network is, in the lab on the instruction clock, and people's streams, there on
 //!   the ordinary one.
 //! - [`pull`]: what pulls cost, here, and then what [`read`] measures.
@@ -11,6 +12,7 @@
 //! Absolute times are those of the machine that measured; the ratios are what carries over.
 
 mod critest;
+mod fs;
 mod harness;
 mod net;
 mod pull;
@@ -32,6 +34,8 @@ pub(crate) struct Arguments {
 enum What {
     /// critest's benchmarks of pods, containers and images; the results are kept as JSON
     Critest(critest::Arguments),
+    /// Volumes of a guest, against QEMU's virtiofsd; the results are kept as JSON
+    Fs(fs::Arguments),
     /// TCP of a guest, against QEMU's microvm, and streams; the results are kept as JSON
     Net(net::Arguments),
     /// Pulls: time, processor time, bytes written and memory, against containerd; then `read`
@@ -46,6 +50,7 @@ enum What {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.what {
         What::Critest(arguments) => critest::run(arguments),
+        What::Fs(arguments) => fs::run(arguments),
         What::Net(arguments) => net::run(arguments),
         What::Pull(arguments) => pull::run(arguments),
         What::Read(arguments) => read::run(arguments),

@@ -11,7 +11,7 @@ const BLOCK: u64 = 64 << 10;
 
 /// A guest that serves on the three ports.
 pub(super) fn prepare() -> Result<Guest> {
-    Guest::of_script(&["bin", "dev", "sys"], &script())
+    Guest::of_script(&["bin", "dev", "sys"], &script(), &[])
 }
 
 /// PID 1. One interface is there from the start, the other one appears when the bus is searched.

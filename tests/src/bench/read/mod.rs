@@ -2,13 +2,12 @@
 //! the same tree on ext4 over QEMU's virtio-blk.
 //!
 //! ```text
-//!  ours.rs   container: overlay ── EROFS ── virtio-blk (PCI)  ── isopod-vmm ── data blobs ─┐
-//!                                                                                          ├ ext4, a disk in memory
-//!  peer.rs   PID 1: ext4 ───────────────── virtio-blk (MMIO) ── QEMU ── one image ─────────┘
+//!  container: overlay ── EROFS ── virtio-blk (PCI)  ── isopod-vmm ── data blobs ─┐
+//!                                                                                ├ ext4, a disk in memory
+//!  peer.rs    ext4 ────────────── virtio-blk (MMIO) ── QEMU ── one image ────────┘
 //! ```
 //!
 //! - [`image`]: the tree, both ways; made before, where instructions are fast.
-//! - [`ours`]: a pod of the daemon, whose container reads.
 //! - [`peer`]: the same kernel, and the same reader, under QEMU's microvm.
 //!
 //! Cold, neither the guest nor the host has anything of the files in memory; warm, the guest has all.
@@ -16,22 +15,27 @@
 //! makes guest, VMM and host do, not how long a real disk takes.
 
 mod image;
-mod ours;
 mod peer;
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 pub use self::image::build as read_images;
+use super::program::container::{Pods, Program};
+use super::program::inside::BLOCK;
+use super::program::{Expected, Figures, patiently};
 use super::table::{Row, Table};
 use crate::node::{self, DataDir, Options};
 
 /// The host's disk, in MiB: the store's image, the peer's, and what two pods write.
 const DISK_MIB: u32 = 512;
+
+/// Random reads of a block, and their bytes.
+pub const RANDOM_READS: u32 = 1024;
+const RANDOM_BYTES: u64 = RANDOM_READS as u64 * BLOCK as u64;
 
 /// The names of what is measured: in the reader's output, in rows, of the peer's rows.
 const NAMES: [(&str, &str, &str, &str); 4] = [
@@ -61,15 +65,13 @@ const NAMES: [(&str, &str, &str, &str); 4] = [
     ),
 ];
 
-/// What one guest took, in the order of [`NAMES`].
-type Figures = [Duration; NAMES.len()];
-
-/// How often one guest is tried: about every second one stands still.
-const ATTEMPTS: u32 = 12;
-
-/// How long a guest may take, on the clock of the lab: several times what it takes. A guest that spins takes
-/// minutes for a second of it.
-const LIMIT: Duration = Duration::from_secs(5);
+/// What the reader says, in the order of [`NAMES`].
+const EXPECTED: [Expected; NAMES.len()] = [
+    (NAMES[0].0, image::TREE_BYTES),
+    (NAMES[1].0, image::TREE_BYTES),
+    (NAMES[2].0, RANDOM_BYTES),
+    (NAMES[3].0, RANDOM_BYTES),
+];
 
 /// Measures everything about reading, `repetitions` times.
 ///
@@ -79,12 +81,21 @@ pub fn read(repetitions: u32) -> Result<Table> {
     let (mut all_ours, mut all_peers) = (Vec::new(), Vec::new());
     let options = Options::kvm().data(DataDir::Disk { mib: DISK_MIB });
     node::run(options, |node| {
-        let pods = ours::Pods::new(node)?;
+        let program = Program {
+            image: image::NAME,
+            command: &[image::READER, image::TREE, image::LARGE],
+            mounts: &[],
+            expected: &EXPECTED,
+        };
+        let pods = Pods::new(node, program)?;
+        let images = node.root_dir().join("images");
         let peer = peer::Peer::new(node.root_dir())?;
         // The first of each does not count, and they alternate, as everywhere here.
         for repetition in 0..=repetitions {
-            let ours = patiently("vmm", || pods.measure())?;
-            let theirs = patiently("qemu", || peer.measure())?;
+            let ours = patiently("vmm", || {
+                from_disk("vmm", || pods.measure(|| forget(&images)))
+            })?;
+            let theirs = patiently("qemu", || from_disk("qemu", || peer.measure()))?;
             if repetition > 0 {
                 all_ours.push(ours);
                 all_peers.push(theirs);
@@ -109,27 +120,17 @@ pub fn read(repetitions: u32) -> Result<Table> {
     Ok(table)
 }
 
-/// Measures once more when a guest has stood still, under either VMM: see `Clock` of `cargo xtask
-/// bench`.
-fn patiently(what: &str, measure: impl Fn() -> Result<Figures>) -> Result<Figures> {
-    let once = || {
-        let before = disk_reads()?;
-        let figures = measure()?;
-        let kib = disk_reads()? - before;
-        eprintln!("{what} {figures:?}, {kib} KiB from the host's disk");
-        ensure!(
-            kib >= image::TREE_BYTES >> 10,
-            "the host had the files in memory"
-        );
-        Ok(figures)
-    };
-    for _ in 1..ATTEMPTS {
-        match once() {
-            Ok(figures) => return Ok(figures),
-            Err(error) => eprintln!("{what} is measured again: {error:#}"),
-        }
-    }
-    once()
+/// The files did come from the host's disk.
+fn from_disk(what: &str, measure: impl FnOnce() -> Result<Figures>) -> Result<Figures> {
+    let before = disk_reads()?;
+    let figures = measure()?;
+    let kib = disk_reads()? - before;
+    eprintln!("{what} {figures:?}, {kib} KiB from the host's disk");
+    ensure!(
+        kib >= image::TREE_BYTES >> 10,
+        "the host had the files in memory"
+    );
+    Ok(figures)
 }
 
 /// KiB that the host has read from disks in memory (kernel documentation, `admin-guide/iostats`).
@@ -141,33 +142,6 @@ fn disk_reads() -> Result<u64> {
         fields.nth(2)?.parse().ok()
     };
     Ok(text.lines().filter_map(sectors).sum::<u64>() / 2)
-}
-
-/// What the reader said, if it has said everything.
-fn parse(text: &str) -> Option<Result<Figures>> {
-    let time = |what: &str| {
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(what)?.strip_prefix(' '));
-        let line = line.with_context(|| format!("no {what} in {text:?}"))?;
-        let mut words = line.split_whitespace();
-        let (nanos, bytes) = words.next().zip(words.next()).context("two numbers")?;
-        let expected = match what.starts_with("tar") {
-            true => image::TREE_BYTES,
-            false => 1024 * 4096,
-        };
-        ensure!(bytes == expected.to_string(), "{line:?} of {what}");
-        Ok(Duration::from_nanos(nanos.parse()?))
-    };
-    let (last, ..) = NAMES[NAMES.len() - 1];
-    let (_, end) = text.split_once(last)?;
-    end.contains('\n').then(|| {
-        let mut figures = Figures::default();
-        for (figure, (what, ..)) in figures.iter_mut().zip(NAMES) {
-            *figure = time(what)?;
-        }
-        Ok(figures)
-    })
 }
 
 /// Makes the host forget the contents of every file in a folder. Those alone: a program that has to be
@@ -186,23 +160,4 @@ fn forget(folder: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn figures_count_when_all_are_there_and_of_the_right_bytes() {
-        let tree = image::TREE_BYTES;
-        let text = format!(
-            "tar_cold 4000 {tree}\ntar_warm 3000 {tree}\nrandom_cold 2000 4194304\n\
-             random_warm 1000 4194304"
-        );
-        assert!(parse(&text).is_none(), "the last line may go on");
-        let figures = parse(&format!("{text}\n\0\0")).unwrap().unwrap();
-        assert_eq!(figures, [4, 3, 2, 1].map(Duration::from_micros));
-        let wrong = format!("{text}\n").replace(&format!("3000 {tree}"), "3000 7");
-        assert!(parse(&wrong).unwrap().is_err());
-    }
 }

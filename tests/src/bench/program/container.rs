@@ -1,41 +1,53 @@
-//! The reader in a container, as the kubelet would start it.
+//! The program in a container, as the kubelet would start it.
 
 use std::cell::Cell;
 
 use anyhow::{Context as _, Result, bail};
 use isopod_proto::cri::{
     ContainerState, LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, PodSandboxConfig,
+    LinuxSandboxSecurityContext, Mount, PodSandboxConfig,
 };
 
-use super::{Figures, LIMIT, forget, image, parse};
+use super::{Expected, Figures, LIMIT, parse};
 use crate::log::{Stream, texts};
 use crate::node::{Node, container_config, image as reference, pod_config};
 use crate::wait::wait_for;
 
-/// A daemon that has the image.
-pub(super) struct Pods<'a> {
+/// What runs.
+pub(in crate::bench) struct Program<'a> {
+    /// The image's name at the registry.
+    pub(in crate::bench) image: &'static str,
+    /// The program and its arguments.
+    pub(in crate::bench) command: &'a [&'a str],
+    pub(in crate::bench) mounts: &'a [Mount],
+    pub(in crate::bench) expected: &'a [Expected],
+}
+
+/// A daemon that has the program's image.
+pub(in crate::bench) struct Pods<'a> {
     node: &'a Node,
+    program: Program<'a>,
     /// How many pods there were.
     count: Cell<u32>,
 }
 
 impl<'a> Pods<'a> {
-    pub(super) fn new(node: &'a Node) -> Result<Self> {
-        node.cri().pull(&reference(image::NAME))?;
+    pub(in crate::bench) fn new(node: &'a Node, program: Program<'a>) -> Result<Self> {
+        node.cri().pull(&reference(program.image))?;
         Ok(Self {
             node,
+            program,
             count: Cell::new(0),
         })
     }
 
-    /// One fresh guest.
-    pub(super) fn measure(&self) -> Result<Figures> {
+    /// One fresh guest; `before` happens just before the program starts.
+    pub(in crate::bench) fn measure(&self, before: impl FnOnce() -> Result<()>) -> Result<Figures> {
         self.count.set(self.count.get() + 1);
-        let config = self.config(&format!("read-{}", self.count.get()));
+        let config = self.config(&format!("{}-{}", self.program.image, self.count.get()));
         let cri = self.node.cri();
         let pod = cri.run_pod(config.clone())?;
-        let figures = self.figures(&pod, config);
+        let figures = self.figures(&pod, config, before);
         if figures.is_err()
             && let Ok(vmm) = self.node.vmm(&pod)
         {
@@ -62,9 +74,15 @@ impl<'a> Pods<'a> {
         }
     }
 
-    fn figures(&self, pod: &str, config: PodSandboxConfig) -> Result<Figures> {
-        let command = [image::READER, image::TREE, image::LARGE];
-        let mut container = container_config("reader", image::NAME, &command);
+    fn figures(
+        &self,
+        pod: &str,
+        config: PodSandboxConfig,
+        before: impl FnOnce() -> Result<()>,
+    ) -> Result<Figures> {
+        let program = &self.program;
+        let mut container = container_config("program", program.image, program.command);
+        container.mounts = program.mounts.to_vec();
         container.linux = Some(LinuxContainerConfig {
             security_context: Some(LinuxContainerSecurityContext {
                 privileged: true,
@@ -74,30 +92,31 @@ impl<'a> Pods<'a> {
         });
         let cri = self.node.cri();
         let id = cri.create(pod, container, config)?;
-        forget(&self.node.root_dir().join("images"))?;
+        before()?;
         cri.start(&id)?;
         let text = |stream| -> Result<String> {
             let lines = texts(&self.node.container_log(&id)?, stream);
             Ok(lines.iter().map(|line| format!("{line}\n")).collect())
         };
         let said = || text(Stream::Stdout).unwrap_or_default();
-        wait_for("the container's reader", LIMIT, || {
-            if let Some(figures) = parse(&said()) {
+        let parsed = || parse(&said(), program.expected);
+        wait_for("the container's program", LIMIT, || {
+            if let Some(figures) = parsed() {
                 return Some(figures);
             }
             match cri.container_status(&id) {
                 Ok(status) if status.state() == ContainerState::ContainerExited => {
                     let error = text(Stream::Stderr).unwrap_or_default();
                     // The last line may have come since.
-                    parse(&said()).or_else(|| Some(fail(status.exit_code, &error)))
+                    parsed().or_else(|| Some(fail(status.exit_code, &error)))
                 }
                 _ => None,
             }
         })
-        .with_context(|| format!("a pod whose reader said {:?}", said()))?
+        .with_context(|| format!("a pod whose program said {:?}", said()))?
     }
 }
 
 fn fail(code: i32, error: &str) -> Result<Figures> {
-    bail!("the reader ended with {code}: {error}")
+    bail!("the program ended with {code}: {error}")
 }

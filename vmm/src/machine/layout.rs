@@ -20,6 +20,9 @@ pub(crate) const PAGE_SIZE: u64 = 4096;
 /// Bytes in a mebibyte.
 pub(crate) const MIB: u64 = 1 << 20;
 
+/// Bytes in a huge page.
+const HUGE_PAGE_SIZE: u64 = 2 * MIB;
+
 /// `hvm_start_info` of the PVH boot protocol.
 pub(crate) const PVH_START_INFO: u64 = 0x6000;
 /// The list of boot modules (the initramfs).
@@ -38,9 +41,9 @@ pub(crate) const ACPI_TABLES: u64 = 0xe_0000;
 /// Start of the RAM above the legacy hole.
 pub(crate) const HIGH_RAM_START: u64 = 0x10_0000;
 
-/// RAM is in huge pages from here on, where the host has them. Below are the boot tables, some pages
-/// between the legacy holes, and what the kernel takes last.
-pub(crate) const HUGE_PAGES_START: u64 = 2 * MIB;
+/// Where Linux begins (`CONFIG_PHYSICAL_START`). The ELF file says where it is loaded; this tells only
+/// which pages are worth being huge.
+const KERNEL_START: u64 = 16 * MIB;
 
 /// RAM below 4 GiB ends here at the latest.
 pub(crate) const RAM_HOLE_START: u64 = 0xc000_0000;
@@ -103,6 +106,13 @@ impl Range {
     pub(crate) const fn end(self) -> u64 {
         self.start + self.size
     }
+
+    /// What both have, if anything.
+    pub(crate) fn intersection(self, other: Self) -> Option<Self> {
+        let start = self.start.max(other.start);
+        let size = self.end().min(other.end()).checked_sub(start)?;
+        (size > 0).then_some(Self { start, size })
+    }
 }
 
 /// The ranges that `memory_mib` of RAM take: one, or two around the hole.
@@ -119,6 +129,31 @@ pub(crate) fn ram_ranges(memory_mib: u32) -> Vec<Range> {
             size: size - low,
         });
     }
+    ranges
+}
+
+/// Parts of the RAM of which a start of Linux touches a few pages here and there: a huge page would be
+/// cleared, and kept, for each. `ram` is what [`ram_ranges`] returns.
+///
+/// - Below the kernel: boot tables, and what the page allocator hands out first.
+/// - Where the kernel ends: its `.brk`, unless that is most of a huge page.
+/// - The end of the first [`MEMORY_BLOCK_MIN`]: a bitmap of that block (`sparse_init_nid`), alone.
+/// - The end of RAM: page tables and the like (`memblock` allocates from the top down); the map of all
+///   pages, below it, is written as a whole.
+pub(crate) fn sparse_ranges(ram: &[Range], kernel_end: u64) -> Vec<Range> {
+    let before = |end: u64| Range {
+        start: end.saturating_sub(HUGE_PAGE_SIZE),
+        size: HUGE_PAGE_SIZE.min(end),
+    };
+    let below_kernel = Range {
+        start: 0,
+        size: KERNEL_START,
+    };
+    let mut ranges = vec![below_kernel, before(MEMORY_BLOCK_MIN)];
+    if (1..=HUGE_PAGE_SIZE / 2).contains(&(kernel_end % HUGE_PAGE_SIZE)) {
+        ranges.push(before(kernel_end.next_multiple_of(HUGE_PAGE_SIZE)));
+    }
+    ranges.extend(ram.last().map(|last| before(last.end())));
     ranges
 }
 
@@ -139,6 +174,29 @@ pub(crate) fn growth_range(memory_mib: u32) -> Range {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_with_few_pages_are_whole_huge_pages_beside_what_is_written_as_a_whole() {
+        let range = |start: u64, end: u64| Range {
+            start: start * MIB,
+            size: (end - start) * MIB,
+        };
+        let wanted = [
+            range(0, 16),
+            range(126, 128),
+            range(32, 34),
+            range(254, 256),
+        ];
+        assert_eq!(sparse_ranges(&ram_ranges(256), 32 * MIB + 4096), wanted);
+        // A kernel that fills most of its last huge page, or all of it.
+        for end in [34 * MIB - 4096, 34 * MIB] {
+            let ranges = sparse_ranges(&ram_ranges(256), end);
+            assert!(!ranges.contains(&range(32, 34)), "{end:#x}");
+        }
+        let above = ram_ranges(8192).pop().unwrap();
+        let last = sparse_ranges(&ram_ranges(8192), 0).pop().unwrap();
+        assert_eq!(last.end(), above.end());
+    }
 
     #[test]
     fn ram_up_to_the_hole_is_one_range() {

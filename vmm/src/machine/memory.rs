@@ -1,4 +1,5 @@
-//! Guest RAM: private anonymous memory in huge pages where the host has them.
+//! Guest RAM: private anonymous memory in huge pages where the host has them, but for the parts of
+//! which a start touches a few pages only ([`layout::sparse_ranges`]).
 //!
 //! The kernel is read into it. Linux patches its own text all over while it boots (returns,
 //! alternatives): of a mapped kernel five pages in six took three faults each (read, write, and read
@@ -15,7 +16,10 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    Address as _, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion as _,
+    GuestRegionMmap, MmapRegion,
+};
 
 use super::layout::{self, Range};
 
@@ -107,31 +111,37 @@ fn region(range: Range) -> Result<GuestRegionMmap, MemoryError> {
         .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
         .build()
         .map_err(|e| failed(io::Error::other(e)))?;
-    advise_huge_pages(&mapping, range.start);
+    advise(&mapping, 0, mapping.size(), libc::MADV_HUGEPAGE);
     GuestRegionMmap::new(mapping, GuestAddress(range.start))
         .ok_or_else(|| failed(io::Error::from_raw_os_error(libc::EOVERFLOW)))
 }
 
-/// Asks for huge pages: fewer faults in the guest, and shorter page walks. A host without them is
-/// no worse off than before. Not below [`layout::HUGE_PAGES_START`], where a start takes few pages.
-fn advise_huge_pages(mapping: &MmapRegion, address: u64) {
-    let start = mapping.as_ptr();
-    let below = usize::try_from(layout::HUGE_PAGES_START.saturating_sub(address))
-        .map_or(mapping.size(), |below| below.min(mapping.size()));
-    for (offset, length, advice) in [
-        (0, below, libc::MADV_NOHUGEPAGE),
-        (below, mapping.size() - below, libc::MADV_HUGEPAGE),
-    ] {
-        if length == 0 {
+/// Has the part of `range` that is RAM, and that nothing has touched yet, in small pages.
+pub(crate) fn prefer_small_pages(memory: &GuestMemoryMmap, range: Range) {
+    for region in memory.iter() {
+        let ram = Range {
+            start: region.start_addr().raw_value(),
+            size: region.len(),
+        };
+        let Some(part) = range.intersection(ram) else {
             continue;
+        };
+        let within = usize::try_from(part.start - ram.start).ok();
+        if let Some((offset, length)) = within.zip(usize::try_from(part.size).ok()) {
+            advise(region, offset, length, libc::MADV_NOHUGEPAGE);
         }
-        // SAFETY: advice about a part of a mapping of its own, which changes nothing that the
-        // program can see.
-        let result = unsafe { libc::madvise(start.wrapping_add(offset).cast(), length, advice) };
-        if result != 0 {
-            let error = io::Error::last_os_error();
-            tracing::debug!(%error, "guest memory without huge pages");
-        }
+    }
+}
+
+/// Asks for pages of one kind. Huge ones mean fewer faults in the guest, and shorter page walks; a
+/// host without them is no worse off than before.
+fn advise(mapping: &MmapRegion, offset: usize, length: usize, advice: libc::c_int) {
+    let start = mapping.as_ptr().wrapping_add(offset);
+    // SAFETY: advice about a part of a mapping of its own, which changes nothing that the program can
+    // see; the kernel refuses what is not mapped.
+    if unsafe { libc::madvise(start.cast(), length, advice) } != 0 {
+        let error = io::Error::last_os_error();
+        tracing::debug!(%error, "guest memory in pages of another size");
     }
 }
 

@@ -174,6 +174,7 @@ impl Containers {
         });
         self.save(&container, ContainerPhase::Creating).await?;
         acquire_processors(&container, undo).await?;
+        let _search = vm.searching_bus().await;
         acquire_volumes(&container, vm, undo).await?;
         let image_id = container.config.image_id.clone();
         self.add_disk(container.serial(), image_id, vm, undo)
@@ -224,6 +225,7 @@ async fn put_on_bus(
     vm.send(files).await?;
     let (at, serial) = (Arc::clone(vm), disk.serial.clone());
     undo.push("remove the disk", move || async move {
+        let _alone = at.clearing_bus().await;
         at.remove_disk(&serial).await
     });
     Ok(vm.add_disk(disk).await?)

@@ -175,6 +175,7 @@ async fn list(vm: &Vm, sandbox: &Sandbox) -> Option<BTreeMap<ContainerId, bool>>
 /// As far as it goes: what stays behind goes with the sandbox.
 async fn remove_from_guest(vm: &Vm, id: &ContainerId, config: Option<&ContainerConfig>) {
     let removed = async {
+        let _alone = vm.clearing_bus().await;
         vm.delete_container(id).await?;
         vm.close_log(id).await?;
         vm.remove_disk(serial(id)).await?;

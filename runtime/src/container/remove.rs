@@ -52,11 +52,14 @@ impl Containers {
 }
 
 async fn remove_from_guest(container: &Container, vm: &Vm) -> Result<(), VmError> {
-    vm.delete_container(&container.id).await?;
-    vm.close_log(&container.id).await?;
-    vm.remove_disk(container.serial()).await?;
-    for serial in container.config.disks() {
-        vm.remove_disk(serial).await?;
+    {
+        let _alone = vm.clearing_bus().await;
+        vm.delete_container(&container.id).await?;
+        vm.close_log(&container.id).await?;
+        vm.remove_disk(container.serial()).await?;
+        for serial in container.config.disks() {
+            vm.remove_disk(serial).await?;
+        }
     }
     let user = container.id.as_str();
     container.sandbox.volumes.release(vm, user).await

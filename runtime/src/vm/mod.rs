@@ -40,7 +40,7 @@ use isopod_proto::agent::{
     SetUpSandboxRequest, StreamOpen, StreamRole, UpdateContainerRequest,
 };
 use isopod_proto::vmm::{Disk, StartRequest, StatusResponse};
-use tokio::sync::watch;
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, watch};
 
 use self::agent::Agent;
 use self::control::Control;
@@ -88,6 +88,7 @@ pub(crate) struct Vm {
     control: Control,
     agent: Agent,
     ended: Ended,
+    bus: RwLock<()>,
 }
 
 impl Vm {
@@ -135,7 +136,21 @@ impl Vm {
             dir,
             process,
             ended,
+            bus: RwLock::default(),
         }
+    }
+
+    /// Leave to have the guest search its bus, for as long as the guard is there.
+    ///
+    /// A search finds whatever the VMM has on the bus: also a disk that the agent has just let go and
+    /// that the VMM is about to take away, of which the guest would then wait for answers for ever.
+    pub(crate) async fn searching_bus(&self) -> RwLockReadGuard<'_, ()> {
+        self.bus.read().await
+    }
+
+    /// Leave to take disks off the bus: nobody searches it while the guard is there.
+    pub(crate) async fn clearing_bus(&self) -> RwLockWriteGuard<'_, ()> {
+        self.bus.write().await
     }
 
     /// What an earlier daemon's machine left as its last words. Blocking.
@@ -240,7 +255,7 @@ impl Vm {
         self.control.add_nic(message).await
     }
 
-    /// Takes a disk off the bus. Idempotent.
+    /// Takes a disk off the bus, with [`clearing_bus`](Self::clearing_bus) held. Idempotent.
     ///
     /// # Errors
     ///
@@ -438,6 +453,7 @@ impl Vm {
     ///
     /// When the agent refuses or does not answer.
     pub(crate) async fn use_memory(&self) -> Result<(), VmError> {
+        let _search = self.searching_bus().await;
         self.agent.use_memory().await
     }
 

@@ -15,6 +15,9 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::Context;
 
+/// How many containers come and go in each of some threads.
+const CYCLES: u32 = 8;
+
 fn control_socket(node: &Node, pod: &str) -> PathBuf {
     let sandbox = node.state_dir().join("sandboxes").join(pod);
     sandbox.join("control.sock")
@@ -112,5 +115,30 @@ fn a_guest_has_the_processors_and_the_memory_that_its_pod_asks_for() -> Result<(
         assert_eq!(processors, "3");
         assert!((400..464).contains(&memory), "{memory} MiB of 464");
         Ok(())
+    })
+}
+
+/// The guest searches its bus for a new disk just when the VMM takes another one away.
+#[test]
+fn containers_of_a_pod_come_while_others_go() -> Result<()> {
+    node::run(Options::kvm(), |node| {
+        let pod = node.busybox_pod("busy")?;
+        std::thread::scope(|scope| {
+            let come_and_go = |name: &'static str| {
+                let pod = &pod;
+                scope.spawn(move || {
+                    (0..CYCLES).try_for_each(|_| -> Result<()> {
+                        let id = node.create(pod, shell(name, "true"))?;
+                        Ok(node.cri().remove(&id)?)
+                    })
+                })
+            };
+            ["one", "two", "three"]
+                .map(come_and_go)
+                .into_iter()
+                .try_for_each(|thread| thread.join().expect("no panic"))
+        })?;
+        let id = node.start(&pod, shell("last", "echo here"))?;
+        node.wait_logged(&id, "here\n")
     })
 }

@@ -11,6 +11,12 @@ use crate::virtio::mem::MemHandle;
 /// describes them is wanting.
 const SETTLE: Duration = Duration::from_millis(100);
 
+/// How long a driver may make no progress before it is asked again. What it cannot plug or unplug now,
+/// it tries again by itself after 50 seconds, or never (Linux `virtio_mem_run_wq`); often it could a
+/// moment later. Longer than it takes to find out about one block: a driver that is asked again begins
+/// anew.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
+
 /// Waits until the guest has the memory that it is asked to have, or gets no nearer to it.
 pub(super) async fn wait_memory(
     control: &Control,
@@ -31,13 +37,19 @@ pub(super) async fn wait_memory(
             nearest = left;
             deadline = Instant::now() + patience;
         }
-        let until = match left {
-            0 => deadline.min(Instant::now() + SETTLE),
-            _ => deadline,
-        };
-        let changed = tokio::time::timeout_at(until, progress.changed());
-        if !matches!(changed.await, Ok(Ok(()))) {
+        // Whatever else the driver does: it may plug and unplug the same block all the time.
+        if Instant::now() >= deadline {
             break;
+        }
+        let pause = match left {
+            0 => SETTLE,
+            _ => ASK_AGAIN,
+        };
+        let until = deadline.min(Instant::now() + pause);
+        match tokio::time::timeout_at(until, progress.changed()).await {
+            Ok(Ok(())) => {}
+            Err(_elapsed) if left > 0 && until < deadline => growth.ask_again(),
+            _ => break,
         }
     }
     (_, response.plugged_memory_mib) = sizes(&growth);

@@ -129,6 +129,11 @@ impl MemHandle {
     /// Asks the guest to have so many bytes plugged: whole blocks, not more than are usable.
     pub(crate) fn request(&self, bytes: u64) {
         self.region().request(bytes);
+        self.ask_again();
+    }
+
+    /// Has the driver look at once what it is asked for, and try what it could not do before.
+    pub(crate) fn ask_again(&self) {
         let mut driver = self.driver();
         match &driver.interrupt {
             Some(interrupt) => interrupt.config(),

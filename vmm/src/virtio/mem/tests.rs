@@ -251,6 +251,8 @@ fn a_driver_that_comes_late_hears_of_what_it_missed_and_plugged_blocks_outlive_i
     assert_eq!(interrupts.count(), 1);
     handle.request(3 * BLOCK_SIZE);
     assert_eq!(interrupts.count(), 2);
+    handle.ask_again();
+    assert_eq!(interrupts.count(), 3, "of the same request");
     let mut machine = Machine {
         memory: memory.clone(),
         queue,

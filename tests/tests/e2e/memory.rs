@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use isopod_proto::cri::{
-    LinuxContainerResources, LinuxPodSandboxConfig, UpdateContainerResourcesRequest,
-    UpdatePodSandboxResourcesRequest,
+    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, PodSandboxState,
+    UpdateContainerResourcesRequest, UpdatePodSandboxResourcesRequest,
 };
 use isopod_tests::node::{self, Node, Options, assert_refused, image, pod_config, shell};
 use isopod_tests::wait::wait_for;
@@ -204,6 +206,95 @@ fn a_limit_that_the_host_would_end_the_guest_for_is_refused_and_one_that_fits_is
         wait_for_less(node, &pod, 100)?;
         fs::write(slice, (500 * MIB).to_string())?;
         assert_eq!(node.exec(&id, "echo alive")?, b"alive\n");
+        Ok(())
+    })
+}
+
+/// Has the guest's kernel give no driver to a virtio device that appears.
+const NO_DRIVER: &str = "echo 0 > /sys/bus/virtio/drivers_autoprobe";
+
+/// A pod whose only container may set the guest's kernel up, and the container.
+fn privileged_pod(node: &Node, name: &str, script: &str) -> Result<(String, String)> {
+    node.cri().pull(&image("busybox"))?;
+    let mut config = pod_config(node, name);
+    config.linux = Some(LinuxPodSandboxConfig {
+        security_context: Some(LinuxSandboxSecurityContext {
+            privileged: true,
+            ..LinuxSandboxSecurityContext::default()
+        }),
+        ..LinuxPodSandboxConfig::default()
+    });
+    let pod = node.cri().run_pod(config.clone())?;
+    let mut container = shell("main", script);
+    container.linux = Some(LinuxContainerConfig {
+        security_context: Some(LinuxContainerSecurityContext {
+            privileged: true,
+            ..LinuxContainerSecurityContext::default()
+        }),
+        ..LinuxContainerConfig::default()
+    });
+    let id = node.cri().create(&pod, container, config)?;
+    node.cri().start(&id)?;
+    Ok((pod, id))
+}
+
+#[test]
+fn a_guest_that_ignores_new_memory_grows_once_it_does_not() -> Result<()> {
+    node::run(Options::kvm(), |node| {
+        let (pod, id) = privileged_pod(node, "ignoring", "exec sleep 10000")?;
+        let started = total(node, &id)?;
+        node.exec(&id, NO_DRIVER)?;
+        let record = node
+            .root_dir()
+            .join("sandboxes")
+            .join(&pod)
+            .join("sandbox.json");
+        let before = fs::read(&record)?;
+        let wanting = "of 320 MiB beside the 256 MiB that it was started with, it has taken 0 MiB";
+        for refused in [resize(node, &pod, 512), update(node, &id, 512)] {
+            assert_refused(refused, Code::DeadlineExceeded, wanting);
+            assert_eq!((told(node, &pod)?, total(node, &id)?), ((0, 0), started));
+        }
+        assert_eq!(fs::read(&record)?, before, "the pod's record");
+        let max = node.exec(&id, &format!("cat /sys/fs/cgroup/isopod/{id}/memory.max"))?;
+        assert_eq!(max, b"max\n", "the container's limit");
+        let bind = "cd /sys/bus/virtio/devices; \
+            for device in *; do \
+                [ -e $device/driver ] || echo $device > ../drivers/virtio_mem/bind; \
+            done";
+        node.exec(&id, bind)?;
+        resize(node, &pod, 512)?;
+        let added = 512 + OVERHEAD - STARTED;
+        assert_eq!(told(node, &pod)?, (added, added));
+        wait_for_total(node, &id, started, added)
+    })
+}
+
+#[test]
+fn a_pod_whose_machine_ends_while_it_grows_is_told_so() -> Result<()> {
+    node::run(Options::kvm(), |node| {
+        let (pod, id) = privileged_pod(node, "ending", "exec sleep 10000")?;
+        node.exec(&id, NO_DRIVER)?;
+        let refused = thread::scope(|scope| {
+            let resizing = scope.spawn(|| resize(node, &pod, 512));
+            // The guest is asked, and never takes it.
+            wait_for("the guest to be asked", LIMIT, || {
+                (told(node, &pod).ok()? == (320, 0)).then_some(())
+            })?;
+            node.vmm(&pod)?.kill();
+            resizing
+                .join()
+                .map_err(|_panic| anyhow!("resizing panicked"))
+        })?;
+        let error = refused.expect_err("there is no guest");
+        ensure!(error.code() != Code::DeadlineExceeded, "{error}");
+        let state = node
+            .cri()
+            .pod_status(&pod)?
+            .status
+            .context("a status")?
+            .state();
+        assert_eq!(state, PodSandboxState::SandboxNotready, "{error}");
         Ok(())
     })
 }

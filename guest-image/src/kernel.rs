@@ -130,13 +130,11 @@ impl KernelBuild {
         let key = self.key()?;
         let entry = cache
             .get_or_make::<KernelError>("kernel", &key, |draft| self.make(draft, &mut progress))?;
-        let kernel = Kernel {
+        Ok(Kernel {
             vmlinux: entry.join("vmlinux"),
             system_map: entry.join("System.map"),
             config: entry.join("config"),
-        };
-        cache.link("vmlinux", &kernel.vmlinux)?;
-        Ok(kernel)
+        })
     }
 
     /// Fills `draft` with the result; the source tree lives in it while it is needed.

@@ -4,6 +4,7 @@
 //! - [`fragment`]: the kernel's configuration, as asked for in `kernel.config`, and the check that
 //!   every line of it took.
 //! - [`kernel`]: builds `vmlinux` from Debian's kernel source.
+//! - [`loadable`]: what a VMM loads of it.
 //! - [`agent_image`]: the static agent as `/init` of a file system that guests read in place.
 //! - [`initramfs`]: the same as an archive, which a guest unpacks.
 //! - [`cpio`]: the archive format of an initramfs, written byte for byte the same each time.
@@ -19,3 +20,4 @@ mod elf;
 pub mod fragment;
 pub mod initramfs;
 pub mod kernel;
+pub mod loadable;

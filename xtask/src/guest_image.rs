@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use isopod_guest_image::cache::{Cache, digest};
 use isopod_guest_image::kernel::{KernelBuild, SOURCE_PACKAGE, Step};
-use isopod_guest_image::{agent_image, initramfs};
+use isopod_guest_image::{agent_image, initramfs, loadable};
 
 use crate::progress::{say, seconds};
 use crate::{build, project, setup};
@@ -101,7 +101,7 @@ fn kernel(cache: &Cache) -> Result<PathBuf> {
             seconds(begin.elapsed())
         ));
     }
-    Ok(kernel.vmlinux)
+    Ok(loadable::build(cache, &kernel.vmlinux)?)
 }
 
 fn same(one: &Path, other: &Path) -> Result<()> {

@@ -165,10 +165,10 @@ fn fill_memory(
     memory: &GuestMemoryMmap,
 ) -> Result<u32, BuildError> {
     let ram = layout::ram_ranges(config.memory_mib);
-    let kernel = kernel::load(config.kernel, memory)?;
-    for range in layout::sparse_ranges(&ram, kernel.end) {
+    for range in layout::sparse_ranges(&ram) {
         memory::prefer_small_pages(memory, range);
     }
+    let kernel = kernel::load(config.kernel, memory)?;
     let initramfs = match config.root {
         Root::Initramfs(file) => Some(initramfs::load(file, memory, ram[0], kernel.end)?),
         Root::Image(_) => None,

@@ -21,7 +21,7 @@ pub(crate) const PAGE_SIZE: u64 = 4096;
 pub(crate) const MIB: u64 = 1 << 20;
 
 /// Bytes in a huge page.
-const HUGE_PAGE_SIZE: u64 = 2 * MIB;
+pub(crate) const HUGE_PAGE_SIZE: u64 = 2 * MIB;
 
 /// `hvm_start_info` of the PVH boot protocol.
 pub(crate) const PVH_START_INFO: u64 = 0x6000;
@@ -133,14 +133,14 @@ pub(crate) fn ram_ranges(memory_mib: u32) -> Vec<Range> {
 }
 
 /// Parts of the RAM of which a start of Linux touches a few pages here and there: a huge page would be
-/// cleared, and kept, for each. `ram` is what [`ram_ranges`] returns.
+/// cleared, and kept, for each. `ram` is what [`ram_ranges`] returns. The kernel has some of its own
+/// ([`boot::kernel`](super::boot::kernel)).
 ///
 /// - Below the kernel: boot tables, and what the page allocator hands out first.
-/// - Where the kernel ends: its `.brk`, unless that is most of a huge page.
 /// - The end of the first [`MEMORY_BLOCK_MIN`]: a bitmap of that block (`sparse_init_nid`), alone.
 /// - The end of RAM: page tables and the like (`memblock` allocates from the top down); the map of all
 ///   pages, below it, is written as a whole.
-pub(crate) fn sparse_ranges(ram: &[Range], kernel_end: u64) -> Vec<Range> {
+pub(crate) fn sparse_ranges(ram: &[Range]) -> Vec<Range> {
     let before = |end: u64| Range {
         start: end.saturating_sub(HUGE_PAGE_SIZE),
         size: HUGE_PAGE_SIZE.min(end),
@@ -150,9 +150,6 @@ pub(crate) fn sparse_ranges(ram: &[Range], kernel_end: u64) -> Vec<Range> {
         size: KERNEL_START,
     };
     let mut ranges = vec![below_kernel, before(MEMORY_BLOCK_MIN)];
-    if (1..=HUGE_PAGE_SIZE / 2).contains(&(kernel_end % HUGE_PAGE_SIZE)) {
-        ranges.push(before(kernel_end.next_multiple_of(HUGE_PAGE_SIZE)));
-    }
     ranges.extend(ram.last().map(|last| before(last.end())));
     ranges
 }
@@ -181,20 +178,10 @@ mod tests {
             start: start * MIB,
             size: (end - start) * MIB,
         };
-        let wanted = [
-            range(0, 16),
-            range(126, 128),
-            range(32, 34),
-            range(254, 256),
-        ];
-        assert_eq!(sparse_ranges(&ram_ranges(256), 32 * MIB + 4096), wanted);
-        // A kernel that fills most of its last huge page, or all of it.
-        for end in [34 * MIB - 4096, 34 * MIB] {
-            let ranges = sparse_ranges(&ram_ranges(256), end);
-            assert!(!ranges.contains(&range(32, 34)), "{end:#x}");
-        }
+        let wanted = [range(0, 16), range(126, 128), range(254, 256)];
+        assert_eq!(sparse_ranges(&ram_ranges(256)), wanted);
         let above = ram_ranges(8192).pop().unwrap();
-        let last = sparse_ranges(&ram_ranges(8192), 0).pop().unwrap();
+        let last = sparse_ranges(&ram_ranges(8192)).pop().unwrap();
         assert_eq!(last.end(), above.end());
     }
 

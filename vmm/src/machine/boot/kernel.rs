@@ -1,12 +1,16 @@
 //! Loads an uncompressed ELF `vmlinux` and finds its PVH entry point.
+//!
+//! Guest RAM is in huge pages under the kernel, but for those that it hardly uses: where a gap is
+//! between its segments, and where its `.bss` ends.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
 
-use crate::machine::layout;
+use crate::machine::layout::{self, HUGE_PAGE_SIZE, Range};
 use crate::machine::memory::{self, MemoryError};
 
 /// Most program headers that are looked at; a kernel has five or so.
@@ -78,11 +82,25 @@ pub(crate) fn load(file: &File, memory: &GuestMemoryMmap) -> Result<LoadedKernel
             source,
         })?
         .len();
-    let mut end = 0;
-    for segment in segments.iter().filter(|s| s.kind == PT_LOAD) {
-        load_segment(file, file_size, segment, memory)?;
-        end = end.max(segment.address + segment.memory_size);
+    let loaded: Vec<&Segment> = segments.iter().filter(|s| s.kind == PT_LOAD).collect();
+    for segment in &loaded {
+        check_segment(file_size, segment, memory)?;
     }
+    for range in sparse_ranges(&loaded) {
+        memory::prefer_small_pages(memory, range);
+    }
+    for segment in &loaded {
+        // What lies behind it is `.bss`: untouched RAM, which is zero.
+        memory::read_file(
+            memory,
+            segment.address,
+            file,
+            segment.offset,
+            segment.file_size,
+        )
+        .map_err(KernelError::Load)?;
+    }
+    let end = loaded.iter().map(|s| s.range().end()).max().unwrap_or(0);
     let entry = pvh_entry(file, &segments)?;
     if u64::from(entry) >= end {
         return Err(KernelError::Format("its entry point is outside of it"));
@@ -99,6 +117,37 @@ struct Segment {
     file_size: u64,
     memory_size: u64,
     align: u64,
+}
+
+impl Segment {
+    /// Where it lies, once it is known not to end behind the last address.
+    fn range(&self) -> Range {
+        Range {
+            start: self.address,
+            size: self.memory_size,
+        }
+    }
+}
+
+/// Huge pages of which the segments use less than half.
+fn sparse_ranges(segments: &[&Segment]) -> Vec<Range> {
+    let pages = segments.iter().flat_map(|segment| {
+        let range = segment.range();
+        range.start / HUGE_PAGE_SIZE..range.end().div_ceil(HUGE_PAGE_SIZE)
+    });
+    let pages: BTreeSet<u64> = pages.collect();
+    let pages = pages.into_iter().map(|page| Range {
+        start: page * HUGE_PAGE_SIZE,
+        size: HUGE_PAGE_SIZE,
+    });
+    let used = |page: Range| -> u64 {
+        let parts = segments.iter();
+        let parts = parts.filter_map(|segment| segment.range().intersection(page));
+        parts.map(|part| part.size).sum()
+    };
+    pages
+        .filter(|page| used(*page) < HUGE_PAGE_SIZE / 2)
+        .collect()
 }
 
 fn program_headers(file: &File) -> Result<Vec<Segment>, KernelError> {
@@ -137,8 +186,8 @@ fn program_headers(file: &File) -> Result<Vec<Segment>, KernelError> {
         .collect())
 }
 
-fn load_segment(
-    file: &File,
+/// Refuses a segment that is not whole, or does not fit.
+fn check_segment(
     file_size: u64,
     segment: &Segment,
     memory: &GuestMemoryMmap,
@@ -168,8 +217,7 @@ fn load_segment(
             source: io::ErrorKind::UnexpectedEof.into(),
         });
     }
-    // What lies behind it is `.bss`: untouched RAM, which is zero.
-    memory::read_file(memory, address, file, offset, filled).map_err(KernelError::Load)
+    Ok(())
 }
 
 /// The address in the note that Xen calls `PHYS32_ENTRY`.
@@ -342,6 +390,27 @@ mod tests {
             assert_eq!(in_guest[..4999], kernel.bytes()[at..at + 4999]);
             assert!(in_guest[4999..].iter().all(|byte| *byte == 0));
         }
+    }
+
+    #[test]
+    fn huge_pages_that_segments_hardly_use_are_sparse() {
+        const MIB: u64 = 1 << 20;
+        let segment = |start: u64, end: u64| Segment {
+            kind: PT_LOAD,
+            offset: 0,
+            address: start,
+            file_size: 0,
+            memory_size: end - start,
+            align: 4096,
+        };
+        let segments = [
+            segment(16 * MIB, 23 * MIB),
+            segment(24 * MIB, 24 * MIB + 8192),
+            segment(26 * MIB - 4096, 32 * MIB + 4096),
+        ];
+        let sparse = sparse_ranges(&segments.iter().collect::<Vec<_>>());
+        let starts: Vec<u64> = sparse.iter().map(|range| range.start / MIB).collect();
+        assert_eq!(starts, [24, 32]);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! `cargo xtask bench critest`: critest's own benchmarks of pods, containers and images.
 //!
-//! In the lab they run on its instruction clock, as `cargo xtask bench start` does. The results are
-//! kept as critest writes them.
+//! They run on the machine's own clock, in the lab too: their guests live for long, and such a one may
+//! stand still on the clock that counts instructions ([`Clock::Instructions`](super::harness::Clock)).
+//! So in the lab they compare runs on one machine, and no more. The results are kept as critest writes
+//! them.
 
 use std::fs;
 use std::path::Path;
@@ -81,7 +83,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         .into();
     command.extend([runner, seen.to_owned()].map(|path| path.display().to_string()));
     let mut job = Job::new(command)?;
-    job.icount = kvm::unusable().is_some();
     job.memory_mib = MEMORY_MIB;
     job.timeout = Some(TIMEOUT);
     job.exchange = Some(folder.clone());

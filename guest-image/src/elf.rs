@@ -1,24 +1,22 @@
-//! Just enough of ELF to tell a static program.
+//! Just enough of ELF to tell a static program, and to read a field.
+
+/// The little-endian number of `length` bytes at `at`.
+pub(crate) fn number(bytes: &[u8], at: usize, length: usize) -> Option<u64> {
+    let bytes = bytes.get(at..at.checked_add(length)?)?;
+    let add = |value, byte: &u8| (value << 8) | u64::from(*byte);
+    Some(bytes.iter().rev().fold(0, add))
+}
 
 /// Whether the bytes are a 64-bit ELF program without an interpreter (`PT_INTERP`).
 pub(crate) fn is_static(elf: &[u8]) -> bool {
     const PT_INTERP: u64 = 3;
-    let number = |offset: usize, length: usize| -> Option<u64> {
-        let bytes = elf.get(offset..offset.checked_add(length)?)?;
-        Some(
-            bytes
-                .iter()
-                .rev()
-                .fold(0, |value, byte| (value << 8) | u64::from(*byte)),
-        )
-    };
     let has_interpreter = || -> Option<bool> {
-        let table = usize::try_from(number(32, 8)?).ok()?;
-        let size = usize::try_from(number(54, 2)?).ok()?;
-        let count = usize::try_from(number(56, 2)?).ok()?;
+        let table = usize::try_from(number(elf, 32, 8)?).ok()?;
+        let size = usize::try_from(number(elf, 54, 2)?).ok()?;
+        let count = usize::try_from(number(elf, 56, 2)?).ok()?;
         for index in 0..count {
             let header = table.checked_add(index.checked_mul(size)?)?;
-            if number(header, 4)? == PT_INTERP {
+            if number(elf, header, 4)? == PT_INTERP {
                 return Some(true);
             }
         }

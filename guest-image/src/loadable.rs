@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::cache::{Cache, CacheError, Key, failed};
+use crate::elf::number;
 
 /// Bumped when the layout changes, so that older results are not taken for new ones.
 const RECIPE: &str = "1";
@@ -245,12 +246,6 @@ fn moved(other: &Segment, loaded: &[Segment], body_at: usize) -> Option<usize> {
 
 fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
     out[at..at + bytes.len()].copy_from_slice(bytes);
-}
-
-fn number(bytes: &[u8], at: usize, length: usize) -> Option<u64> {
-    let bytes = bytes.get(at..at.checked_add(length)?)?;
-    let add = |value, byte: &u8| (value << 8) | u64::from(*byte);
-    Some(bytes.iter().rev().fold(0, add))
 }
 
 #[cfg(test)]

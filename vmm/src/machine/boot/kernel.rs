@@ -13,7 +13,7 @@ use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
 use crate::machine::layout::{self, HUGE_PAGE_SIZE, Range};
 use crate::machine::memory::{self, MemoryError};
 
-/// Most program headers that are looked at; a kernel has five or so.
+/// Most program headers that are looked at; a kernel has eight or so.
 const PROGRAM_HEADERS_MAX: usize = 64;
 /// Longest note segment that is looked at, in bytes.
 const NOTES_MAX: u64 = 64 * 1024;

@@ -54,6 +54,7 @@ struct Arguments {
 
 #[expect(unsafe_code, reason = "inherited descriptors are taken over")]
 fn main() -> anyhow::Result<ExitCode> {
+    share_one_heap();
     let arguments = Arguments::parse();
     // SAFETY: once, and nothing but the parsing of arguments, which opens nothing, was before.
     let descriptors = unsafe { descriptors::inherited::take_all() }?;
@@ -77,6 +78,16 @@ fn main() -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Keeps glibc from a heap for each thread (mallopt(3), `M_ARENA_MAX`). Devices come and go with their
+/// threads, and each heap is memory that the sandbox is charged for; what threads do most of
+/// the time, moving the guest's bytes, needs none.
+#[expect(unsafe_code, reason = "mallopt has no safe wrapper here")]
+fn share_one_heap() {
+    // SAFETY: it takes no pointer, and no other thread runs yet. What it returns says only whether the
+    // parameter is known.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
 /// `info`, or what the environment variable says.

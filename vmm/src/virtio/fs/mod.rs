@@ -19,6 +19,10 @@
 //! of the host is ever resolved, only names below descriptors; nothing is cached by the guest, so
 //! that what changes on the host is seen at once; no device, pipe or socket of the host is opened.
 //!
+//! There is one queue of requests, whose interrupt finds a processor that is online. The guest's driver
+//! would give each processor a queue if there were more, and wait for ever for answers on the queue of
+//! one that is taken offline meanwhile, as processors are when a pod's limits shrink.
+//!
 //! Two threads, "fs" and "fs-forget", serve the queue of requests and the one of high priority. A
 //! request that breaks FUSE's rules is answered with an error; a chain that is none makes the device
 //! need a reset.

@@ -34,7 +34,7 @@ pub use self::crictl::{Crictl, CrictlError};
 use self::daemon::Daemon;
 use self::leaks::Baseline;
 pub use self::options::{DataDir, Images, Options};
-pub use self::pod::{container_config, pod_config, shell};
+pub use self::pod::{container_config, pod_config, privileged, privileged_pod, shell};
 use crate::environment;
 use crate::network;
 use crate::process::Process;

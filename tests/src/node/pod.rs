@@ -31,6 +31,23 @@ pub fn pod_config(node: &Node, name: &str) -> PodSandboxConfig {
     }
 }
 
+/// The same pod, whose containers may be privileged.
+#[must_use]
+pub fn privileged_pod(mut config: PodSandboxConfig) -> PodSandboxConfig {
+    let linux = config.linux.get_or_insert_default();
+    linux.security_context.get_or_insert_default().privileged = true;
+    config
+}
+
+/// The same container, privileged, so that it can set the guest's kernel up. Its pod has to be a
+/// [`privileged_pod`].
+#[must_use]
+pub fn privileged(mut config: ContainerConfig) -> ContainerConfig {
+    let linux = config.linux.get_or_insert_default();
+    linux.security_context.get_or_insert_default().privileged = true;
+    config
+}
+
 /// A container of this name that runs `command` in one of the test images.
 #[must_use]
 pub fn container_config(name: &str, image_name: &str, command: &[&str]) -> ContainerConfig {
@@ -80,6 +97,18 @@ impl Node {
         let id = self.create(pod, config)?;
         self.cri().start(&id)?;
         Ok(id)
+    }
+
+    /// A pod whose only container is privileged and runs a script with busybox; the pod's and the
+    /// container's ids.
+    pub fn start_privileged(&self, name: &str, script: &str) -> Result<(String, String)> {
+        self.cri().pull(&image("busybox"))?;
+        let config = privileged_pod(pod_config(self, name));
+        let pod = self.cri().run_pod(config.clone())?;
+        let container = privileged(shell("main", script));
+        let id = self.cri().create(&pod, container, config)?;
+        self.cri().start(&id)?;
+        Ok((pod, id))
     }
 
     /// Runs a shell script in a new busybox container to its end; how it ended, and its log.

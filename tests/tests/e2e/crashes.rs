@@ -1,9 +1,7 @@
 //! Machines that die under their containers.
 
 use anyhow::{Context as _, Result};
-use isopod_proto::cri::{
-    ContainerState, LinuxContainerConfig, LinuxContainerSecurityContext, PodSandboxState,
-};
+use isopod_proto::cri::{ContainerState, PodSandboxState};
 use isopod_tests::node::{self, Node, Options, assert_refused, pod_config, shell};
 use isopod_tests::wait::{LIMIT, wait_for};
 use tonic::Code;
@@ -80,27 +78,7 @@ fn a_vmm_killed_during_an_exec_ends_the_call() -> Result<()> {
 #[test]
 fn a_guest_that_panics_is_told_apart_from_one_that_was_killed() -> Result<()> {
     node::run(Options::kvm(), |node| {
-        let pod = node.busybox_pod("panic")?;
-        let mut config = shell("c", "echo c > /proc/sysrq-trigger");
-        config.linux = Some(LinuxContainerConfig {
-            security_context: Some(LinuxContainerSecurityContext {
-                privileged: true,
-                ..LinuxContainerSecurityContext::default()
-            }),
-            ..LinuxContainerConfig::default()
-        });
-        let mut pod_of_it = pod_config(node, "privileged");
-        pod_of_it.linux = Some(isopod_proto::cri::LinuxPodSandboxConfig {
-            security_context: Some(isopod_proto::cri::LinuxSandboxSecurityContext {
-                privileged: true,
-                ..Default::default()
-            }),
-            ..Default::default()
-        });
-        node.cri().remove_pod(&pod)?;
-        let pod = node.cri().run_pod(pod_of_it.clone())?;
-        let id = node.cri().create(&pod, config, pod_of_it)?;
-        node.cri().start(&id)?;
+        let (pod, id) = node.start_privileged("panic", "echo c > /proc/sysrq-trigger")?;
         wait_not_ready(node, &pod)?;
         let status = node.wait_exited(&id)?;
         assert_eq!(status.exit_code, 137);

@@ -6,11 +6,8 @@ use std::env;
 use std::fs;
 
 use anyhow::{Context as _, Result};
-use isopod_proto::cri::{
-    ContainerConfig, LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, Mount,
-};
-use isopod_tests::node::{self, Node, Options, image, shell};
+use isopod_proto::cri::{ContainerConfig, Mount};
+use isopod_tests::node::{self, Node, Options, shell};
 use isopod_tests::process::{Process, resident};
 
 /// How many containers, unless this variable says another number.
@@ -105,26 +102,7 @@ fn hundreds_of_containers_in_one_sandbox_leave_nothing() -> Result<()> {
             Ok(text) => text.parse().context(CYCLES_VARIABLE)?,
             Err(_) => CYCLES,
         };
-        node.cri().pull(&image("busybox"))?;
-        let mut observer = shell("observer", "exec sleep 1000000");
-        observer.linux = Some(LinuxContainerConfig {
-            security_context: Some(LinuxContainerSecurityContext {
-                privileged: true,
-                ..LinuxContainerSecurityContext::default()
-            }),
-            ..LinuxContainerConfig::default()
-        });
-        let mut pod_config = node::pod_config(node, "cycles");
-        pod_config.linux = Some(LinuxPodSandboxConfig {
-            security_context: Some(LinuxSandboxSecurityContext {
-                privileged: true,
-                ..LinuxSandboxSecurityContext::default()
-            }),
-            ..LinuxPodSandboxConfig::default()
-        });
-        let pod = node.cri().run_pod(pod_config.clone())?;
-        let observer = node.cri().create(&pod, observer, pod_config)?;
-        node.cri().start(&observer)?;
+        let (pod, observer) = node.start_privileged("cycles", "exec sleep 1000000")?;
         let folder = node.folder().join("volume");
         fs::create_dir(&folder)?;
         let config = |number: u32| {

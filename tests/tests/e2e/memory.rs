@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use isopod_proto::cri::{
-    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, PodSandboxState,
+    LinuxContainerResources, LinuxPodSandboxConfig, PodSandboxState,
     UpdateContainerResourcesRequest, UpdatePodSandboxResourcesRequest,
 };
 use isopod_tests::node::{self, Node, Options, assert_refused, image, pod_config, shell};
@@ -213,35 +212,10 @@ fn a_limit_that_the_host_would_end_the_guest_for_is_refused_and_one_that_fits_is
 /// Has the guest's kernel give no driver to a virtio device that appears.
 const NO_DRIVER: &str = "echo 0 > /sys/bus/virtio/drivers_autoprobe";
 
-/// A pod whose only container may set the guest's kernel up, and the container.
-fn privileged_pod(node: &Node, name: &str, script: &str) -> Result<(String, String)> {
-    node.cri().pull(&image("busybox"))?;
-    let mut config = pod_config(node, name);
-    config.linux = Some(LinuxPodSandboxConfig {
-        security_context: Some(LinuxSandboxSecurityContext {
-            privileged: true,
-            ..LinuxSandboxSecurityContext::default()
-        }),
-        ..LinuxPodSandboxConfig::default()
-    });
-    let pod = node.cri().run_pod(config.clone())?;
-    let mut container = shell("main", script);
-    container.linux = Some(LinuxContainerConfig {
-        security_context: Some(LinuxContainerSecurityContext {
-            privileged: true,
-            ..LinuxContainerSecurityContext::default()
-        }),
-        ..LinuxContainerConfig::default()
-    });
-    let id = node.cri().create(&pod, container, config)?;
-    node.cri().start(&id)?;
-    Ok((pod, id))
-}
-
 #[test]
 fn a_guest_that_ignores_new_memory_grows_once_it_does_not() -> Result<()> {
     node::run(Options::kvm(), |node| {
-        let (pod, id) = privileged_pod(node, "ignoring", "exec sleep 10000")?;
+        let (pod, id) = node.start_privileged("ignoring", "exec sleep 10000")?;
         let started = total(node, &id)?;
         node.exec(&id, NO_DRIVER)?;
         let record = node
@@ -273,7 +247,7 @@ fn a_guest_that_ignores_new_memory_grows_once_it_does_not() -> Result<()> {
 #[test]
 fn a_pod_whose_machine_ends_while_it_grows_is_told_so() -> Result<()> {
     node::run(Options::kvm(), |node| {
-        let (pod, id) = privileged_pod(node, "ending", "exec sleep 10000")?;
+        let (pod, id) = node.start_privileged("ending", "exec sleep 10000")?;
         node.exec(&id, NO_DRIVER)?;
         let refused = thread::scope(|scope| {
             let resizing = scope.spawn(|| resize(node, &pod, 512));

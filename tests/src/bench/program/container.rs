@@ -3,14 +3,13 @@
 use std::cell::Cell;
 
 use anyhow::{Context as _, Result, bail};
-use isopod_proto::cri::{
-    ContainerState, LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, Mount, PodSandboxConfig,
-};
+use isopod_proto::cri::{ContainerState, Mount, PodSandboxConfig};
 
 use super::{Expected, Figures, LIMIT, parse};
 use crate::log::{Stream, texts};
-use crate::node::{Node, container_config, image as reference, pod_config};
+use crate::node::{
+    Node, container_config, image as reference, pod_config, privileged, privileged_pod,
+};
 use crate::wait::wait_for;
 
 /// What runs.
@@ -44,7 +43,8 @@ impl<'a> Pods<'a> {
     /// One fresh guest; `before` happens just before the program starts.
     pub(in crate::bench) fn measure(&self, before: impl FnOnce() -> Result<()>) -> Result<Figures> {
         self.count.set(self.count.get() + 1);
-        let config = self.config(&format!("{}-{}", self.program.image, self.count.get()));
+        let name = format!("{}-{}", self.program.image, self.count.get());
+        let config = privileged_pod(pod_config(self.node, &name));
         let cri = self.node.cri();
         let pod = cri.run_pod(config.clone())?;
         let figures = self.figures(&pod, config, before);
@@ -59,21 +59,6 @@ impl<'a> Pods<'a> {
         figures
     }
 
-    /// Privileged, so that a container can tell the guest's kernel to forget.
-    fn config(&self, name: &str) -> PodSandboxConfig {
-        let security = LinuxSandboxSecurityContext {
-            privileged: true,
-            ..LinuxSandboxSecurityContext::default()
-        };
-        PodSandboxConfig {
-            linux: Some(LinuxPodSandboxConfig {
-                security_context: Some(security),
-                ..LinuxPodSandboxConfig::default()
-            }),
-            ..pod_config(self.node, name)
-        }
-    }
-
     fn figures(
         &self,
         pod: &str,
@@ -83,13 +68,8 @@ impl<'a> Pods<'a> {
         let program = &self.program;
         let mut container = container_config("program", program.image, program.command);
         container.mounts = program.mounts.to_vec();
-        container.linux = Some(LinuxContainerConfig {
-            security_context: Some(LinuxContainerSecurityContext {
-                privileged: true,
-                ..LinuxContainerSecurityContext::default()
-            }),
-            ..LinuxContainerConfig::default()
-        });
+        // So that it can tell the guest's kernel to forget.
+        let container = privileged(container);
         let cri = self.node.cri();
         let id = cri.create(pod, container, config)?;
         before()?;
@@ -99,24 +79,18 @@ impl<'a> Pods<'a> {
             Ok(lines.iter().map(|line| format!("{line}\n")).collect())
         };
         let said = || text(Stream::Stdout).unwrap_or_default();
-        let parsed = || parse(&said(), program.expected);
+        // While it measures, nobody asks the daemon: it would run on the guest's processor.
         wait_for("the container's program", LIMIT, || {
-            if let Some(figures) = parsed() {
-                return Some(figures);
+            parse(&said(), program.expected)
+        })
+        .or_else(|late| {
+            let status = cri.container_status(&id)?;
+            if status.state() != ContainerState::ContainerExited {
+                return Err(late);
             }
-            match cri.container_status(&id) {
-                Ok(status) if status.state() == ContainerState::ContainerExited => {
-                    let error = text(Stream::Stderr).unwrap_or_default();
-                    // The last line may have come since.
-                    parsed().or_else(|| Some(fail(status.exit_code, &error)))
-                }
-                _ => None,
-            }
+            let (code, error) = (status.exit_code, text(Stream::Stderr)?);
+            bail!("the program ended with {code}: {error}")
         })
         .with_context(|| format!("a pod whose program said {:?}", said()))?
     }
-}
-
-fn fail(code: i32, error: &str) -> Result<Figures> {
-    bail!("the program ended with {code}: {error}")
 }

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use tokio_vsock::{VsockAddr, VsockStream};
 use ttrpc::asynchronous::transport::Socket;
 
-use super::{Guest, KERNEL_ARGS, LIMIT, MEMORY_MIB, agent};
+use super::{Guest, KERNEL_ARGS, LIMIT, MEMORY_MIB, PROCESSORS, agent};
 use crate::images::elf;
 use crate::process::Child;
 
@@ -209,7 +209,8 @@ fn command(guest: &Guest) -> Result<Command> {
         "-accel",
         "kvm",
     ]);
-    qemu.args(["-cpu", "host", "-smp", "1", "-m", &MEMORY_MIB.to_string()]);
+    qemu.args(["-cpu", "host", "-smp", &PROCESSORS.to_string()]);
+    qemu.args(["-m", &MEMORY_MIB.to_string()]);
     qemu.args([
         "-nodefaults",
         "-no-user-config",

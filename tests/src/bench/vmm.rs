@@ -30,7 +30,7 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::Context;
 
-use super::{Guest, LIMIT, MEMORY_MIB, agent, memory};
+use super::{Guest, LIMIT, MEMORY_MIB, PROCESSORS, agent, memory};
 use crate::process::Child;
 
 /// Where inherited descriptors begin (`sd_listen_fds(3)`).
@@ -72,7 +72,7 @@ impl Vmm {
             folder,
         };
         let request = StartRequest {
-            max_vcpus: 1,
+            max_vcpus: PROCESSORS,
             memory_mib: MEMORY_MIB,
             initramfs: guest.agent_image.is_none(),
             ..StartRequest::default()

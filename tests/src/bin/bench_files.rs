@@ -10,31 +10,30 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use isopod_tests::bench::files::{FILE_BYTES, FILES, LARGE_BYTES, LISTS, READS, RECORD};
-use isopod_tests::bench::program::inside::{
-    forget, measure, measure_twice, random_reads, stay_in_memory,
-};
+use isopod_tests::bench::program::inside::{Measurements, forget, random_reads};
 
 fn main() -> io::Result<()> {
     let folder = std::env::args_os().nth(1).map(PathBuf::from);
     let folder = folder.ok_or_else(|| io::Error::other("usage: isopod-bench-files FOLDER"))?;
-    stay_in_memory()?;
     let small = folder.join("small");
     fs::create_dir(&small)?;
     let paths: Vec<PathBuf> = (0..FILES)
         .map(|number| small.join(number.to_string()))
         .collect();
-    measure("create", || create(&paths))?;
-    measure_twice("stat", || stat(&paths))?;
+    let mut measurements = Measurements::begin()?;
+    measurements.measure("create", || create(&paths))?;
+    measurements.measure_twice("stat", || stat(&paths))?;
     forget()?;
-    measure("list", || list(&small))?;
+    measurements.measure("list", || list(&small))?;
     forget()?;
-    measure("open", || open(&paths))?;
-    measure("unlink", || unlink(&paths))?;
+    measurements.measure("open", || open(&paths))?;
+    measurements.measure("unlink", || unlink(&paths))?;
 
     let large = folder.join("large");
-    measure("write", || write(&large))?;
-    measure_twice("read", || read(&large))?;
-    measure_twice("random", || random_reads(&large, READS))
+    measurements.measure("write", || write(&large))?;
+    measurements.measure_twice("read", || read(&large))?;
+    measurements.measure_twice("random", || random_reads(&large, READS))?;
+    measurements.say()
 }
 
 fn create(paths: &[PathBuf]) -> io::Result<u64> {

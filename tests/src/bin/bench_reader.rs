@@ -11,7 +11,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use isopod_tests::bench::RANDOM_READS;
-use isopod_tests::bench::program::inside::{measure_twice, random_reads, stay_in_memory};
+use isopod_tests::bench::program::inside::{Measurements, random_reads};
 
 /// Bytes of one read of a file in a tree: tar's record (its manual, "Blocking Factor").
 const RECORD: usize = 20 * 512;
@@ -21,9 +21,10 @@ fn main() -> io::Result<()> {
     let (Some(folder), Some(file)) = (arguments.next(), arguments.next()) else {
         return Err(io::Error::other("usage: isopod-bench-reader TREE FILE"));
     };
-    stay_in_memory()?;
-    measure_twice("tar", || tree(&folder))?;
-    measure_twice("random", || random_reads(&file, RANDOM_READS))
+    let mut measurements = Measurements::begin()?;
+    measurements.measure_twice("tar", || tree(&folder))?;
+    measurements.measure_twice("random", || random_reads(&file, RANDOM_READS))?;
+    measurements.say()
 }
 
 /// Looks at everything below `folder` and reads its files; their bytes.

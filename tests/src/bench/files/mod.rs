@@ -13,9 +13,6 @@
 //! names nor attributes, and pages of a file while it is open, or until it has changed. That is what
 //! pods need whose volumes change on the host, and what both are set to. Cold, the guest has no page
 //! of a file; the host has all of them, since what is measured is the way between the two.
-//!
-//! What takes many small requests was seen at two rates under our VMM, one two to three times the other,
-//! which a guest may change from one measurement to the next; the median of a few counts.
 
 mod image;
 mod peer;
@@ -28,6 +25,7 @@ use anyhow::{Context as _, Result};
 use isopod_proto::cri::Mount;
 
 pub use self::image::build as files_images;
+use super::PROCESSORS;
 use super::program::container::{Pods, Program};
 use super::program::inside::BLOCK;
 use super::program::{Expected, patiently};
@@ -129,7 +127,9 @@ pub fn files(repetitions: u32) -> Result<Table> {
         .map(|one| (one.said, one.amount.number()))
         .collect();
     let (mut all_ours, mut all_peers) = (Vec::new(), Vec::new());
-    let options = Options::kvm().data(DataDir::Disk { mib: DISK_MIB });
+    let options = Options::kvm()
+        .data(DataDir::Disk { mib: DISK_MIB })
+        .vm("max_vcpus", PROCESSORS);
     node::run(options, |node| {
         let folder = node.root_dir().join("shared");
         let mount = Mount {

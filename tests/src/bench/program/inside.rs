@@ -6,16 +6,77 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Bytes of one random read.
 pub const BLOCK: usize = 4096;
 
-/// The program's own pages are in memory from now on, whatever is dropped.
-///
-/// # Errors
-/// It may not.
-pub fn stay_in_memory() -> io::Result<()> {
+/// How long nothing is measured at first: a container's start has its end in the agent, in the VMM and
+/// in whoever asked for it.
+const QUIET: Duration = Duration::from_millis(200);
+
+/// What a program measures. It is said at the end: the way of a line, through the guest and its VMM to a
+/// file on the host, would otherwise be measured with what comes next.
+#[derive(Debug)]
+pub struct Measurements {
+    lines: String,
+}
+
+impl Measurements {
+    /// Waits until nothing else happens. The program's own pages are in memory from now on, whatever is
+    /// dropped.
+    ///
+    /// # Errors
+    /// The program may not keep its pages in memory.
+    pub fn begin() -> io::Result<Self> {
+        stay_in_memory()?;
+        thread::sleep(QUIET);
+        Ok(Self {
+            lines: String::new(),
+        })
+    }
+
+    /// Does something, and keeps how long it took.
+    ///
+    /// # Errors
+    /// What is done failed.
+    pub fn measure(&mut self, what: &str, act: impl FnOnce() -> io::Result<u64>) -> io::Result<()> {
+        let begin = Instant::now();
+        let amount = act()?;
+        let took = begin.elapsed().as_nanos();
+        self.lines += &format!("{what} {took} {amount}\n");
+        Ok(())
+    }
+
+    /// Does it cold, then warm: when the guest has forgotten files, and once more.
+    ///
+    /// # Errors
+    /// As of [`forget`] and [`Self::measure`].
+    pub fn measure_twice(
+        &mut self,
+        what: &str,
+        mut act: impl FnMut() -> io::Result<u64>,
+    ) -> io::Result<()> {
+        forget()?;
+        self.measure(&format!("{what}_cold"), &mut act)?;
+        self.measure(&format!("{what}_warm"), &mut act)
+    }
+
+    /// Says what was measured.
+    ///
+    /// # Errors
+    /// Nobody listens.
+    pub fn say(self) -> io::Result<()> {
+        io::stdout().write_all(self.lines.as_bytes())?;
+        // If it goes to a disk, it has to get there. A pipe knows no fsync.
+        let _ = rustix::fs::fsync(io::stdout());
+        Ok(())
+    }
+}
+
+/// The program's own pages are in memory from now on.
+fn stay_in_memory() -> io::Result<()> {
     // SAFETY: it takes no pointer.
     match unsafe { libc::mlockall(libc::MCL_CURRENT) } {
         0 => Ok(()),
@@ -29,31 +90,6 @@ pub fn stay_in_memory() -> io::Result<()> {
 /// The program is not privileged.
 pub fn forget() -> io::Result<()> {
     fs::write("/proc/sys/vm/drop_caches", "3")
-}
-
-/// Does something and says how long it took.
-///
-/// # Errors
-/// What is done failed, or nobody listens.
-pub fn measure(what: &str, act: impl FnOnce() -> io::Result<u64>) -> io::Result<()> {
-    let begin = Instant::now();
-    let amount = act()?;
-    let took = begin.elapsed().as_nanos();
-    println!("{what} {took} {amount}");
-    io::stdout().flush()?;
-    // If it goes to a disk, it has to get there while nothing is measured. A pipe knows no fsync.
-    let _ = rustix::fs::fsync(io::stdout());
-    Ok(())
-}
-
-/// Does it cold, then warm: when the guest has forgotten files, and once more.
-///
-/// # Errors
-/// As of [`forget`] and [`measure`].
-pub fn measure_twice(what: &str, mut act: impl FnMut() -> io::Result<u64>) -> io::Result<()> {
-    forget()?;
-    measure(&format!("{what}_cold"), &mut act)?;
-    measure(&format!("{what}_warm"), &mut act)
 }
 
 /// Reads so many blocks of a file, in an order that is always the same; their bytes.

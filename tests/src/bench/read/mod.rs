@@ -24,6 +24,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 pub use self::image::build as read_images;
+use super::PROCESSORS;
 use super::program::container::{Pods, Program};
 use super::program::inside::BLOCK;
 use super::program::{Expected, Figures, patiently};
@@ -79,7 +80,9 @@ const EXPECTED: [Expected; NAMES.len()] = [
 /// A guest did not answer, or the daemon failed.
 pub fn read(repetitions: u32) -> Result<Table> {
     let (mut all_ours, mut all_peers) = (Vec::new(), Vec::new());
-    let options = Options::kvm().data(DataDir::Disk { mib: DISK_MIB });
+    let options = Options::kvm()
+        .data(DataDir::Disk { mib: DISK_MIB })
+        .vm("max_vcpus", PROCESSORS);
     node::run(options, |node| {
         let program = Program {
             image: image::NAME,

@@ -1,14 +1,15 @@
 //! Builds the guest's kernel from Debian's `linux-source` package.
 //!
 //! ```text
-//! tarball ──> unpack ──> make allnoconfig with kernel.config ──> check every line took
-//!                                                                        │
-//! cache/kernel/<key>/{vmlinux, System.map, config} <── strip <── make vmlinux
+//! tarball ──> unpack ──> patches ──> make allnoconfig with kernel.config ──> check every line took
+//!                                                                                     │
+//!              cache/kernel/<key>/{vmlinux, System.map, config} <── strip <── make vmlinux
 //! ```
 //!
 //! Nothing of the machine enters the image: user, host, date and build number are fixed, and the
 //! build runs inside the source tree, so that compiled-in file names are relative. The key is a
-//! digest of the source, the fragment's options, this recipe and the compiler's and linker's versions.
+//! digest of the source, the patches, the fragment's options, this recipe and the compiler's and linker's
+//! versions.
 
 use std::fs::{self, File};
 use std::io;
@@ -23,6 +24,13 @@ pub const SOURCE_PACKAGE: &str = "linux-source-6.12";
 
 /// Bumped when the steps below change, so that older results are not taken for new ones.
 const RECIPE: &str = "1";
+
+/// What is changed in the source, by the names of the files: each says why at its head. They make a start
+/// shorter and nothing else. One that a later source has no place for is left out.
+const PATCHES: [(&str, &str); 1] = [(
+    "x86-return-sites.patch",
+    include_str!("../patches/x86-return-sites.patch"),
+)];
 
 /// What would otherwise say who built the image, where and when.
 const FIXED: [(&str, &str); 4] = [
@@ -73,6 +81,8 @@ pub enum KernelError {
 pub enum Step {
     /// Unpacking the source.
     Unpack,
+    /// A patch does not fit the source, and is left out.
+    LeftOut(&'static str),
     /// Writing `.config` and checking it.
     Configure,
     /// Compiling.
@@ -111,6 +121,7 @@ impl KernelBuild {
         Ok(Key::default()
             .input("recipe", RECIPE)
             .input("source", &self.source_version)
+            .input("patches", PATCHES.map(|(_, text)| text).concat())
             .input("options", Fragment::parse(KERNEL_CONFIG)?.to_string())
             .input("compiler", version_line("gcc")?)
             .input("linker", version_line("ld")?)
@@ -147,6 +158,11 @@ impl KernelBuild {
         let mut tar = Command::new("tar");
         tar.args(["--extract", "--strip-components=1", "--file"]);
         run(tar.arg(&self.tarball).arg("-C").arg(&tree), draft)?;
+        for (name, text) in PATCHES {
+            if !patch(&tree, text, draft)? {
+                progress(Step::LeftOut(name));
+            }
+        }
 
         progress(Step::Configure);
         let asked = draft.join("fragment");
@@ -179,6 +195,28 @@ impl KernelBuild {
         }
         Ok(())
     }
+}
+
+/// Changes the source as a patch says, if that has a place for all of it; otherwise nothing of it.
+fn patch(tree: &Path, text: &str, draft: &Path) -> Result<bool, KernelError> {
+    let file = draft.join("patch");
+    fs::write(&file, text).map_err(failed("writing", &file))?;
+    let apply = |more: &[&str]| {
+        let mut patch = Command::new("patch");
+        patch.args(["--strip=1", "--batch", "--forward"]).args(more);
+        patch.arg("--directory").arg(tree).arg("--input").arg(&file);
+        run(&mut patch, draft)
+    };
+    let fits = match apply(&["--dry-run"]) {
+        Ok(()) => true,
+        Err(KernelError::Failed { .. }) => false,
+        Err(error) => return Err(error),
+    };
+    if fits {
+        apply(&["--no-backup-if-mismatch"])?;
+    }
+    fs::remove_file(&file).map_err(failed("removing", &file))?;
+    Ok(fits)
 }
 
 /// `make` in the source tree, without what the caller's environment would change.
@@ -300,6 +338,30 @@ mod tests {
         assert!(matches!(&error, KernelError::Failed { program, .. } if program == "tar"));
         assert!(error.to_string().contains("nonexistent"), "{error}");
         assert!(!cache.entry("kernel", &kernel.key().unwrap()).exists());
+    }
+
+    #[test]
+    fn a_patch_is_applied_as_a_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = folder.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        for name in ["a", "b"] {
+            fs::write(tree.join(name), "one\ntwo\nthree\n").unwrap();
+        }
+        let of = |name: &str, before: &str| {
+            format!("--- a/{name}\n+++ b/{name}\n@@ -1,3 +1,3 @@\n one\n-{before}\n+2\n three\n")
+        };
+        let read = |name: &str| fs::read_to_string(tree.join(name)).unwrap();
+        let unfit = format!("Why.\n\n{}{}", of("a", "two"), of("b", "zwei"));
+        assert!(!patch(&tree, &unfit, folder.path()).unwrap());
+        assert_eq!(read("a"), "one\ntwo\nthree\n");
+        assert!(patch(&tree, &of("a", "two"), folder.path()).unwrap());
+        assert_eq!(read("a"), "one\n2\nthree\n");
+        assert_eq!(
+            fs::read_dir(&tree).unwrap().count(),
+            2,
+            "nothing beside them"
+        );
     }
 
     #[test]

@@ -89,11 +89,16 @@ fn kernel(cache: &Cache) -> Result<PathBuf> {
     let mut built = false;
     let kernel = build.build(cache, |step| {
         built = true;
-        say(match step {
-            Step::Unpack => "Guest kernel: unpacking the source",
-            Step::Configure => "Guest kernel: configuring",
-            Step::Compile => "Guest kernel: compiling, once (about five minutes on two cores)",
-        });
+        match step {
+            Step::Unpack => say("Guest kernel: unpacking the source"),
+            Step::LeftOut(patch) => say(&format!(
+                "Guest kernel: {patch} does not fit this source and is left out; guests start slower"
+            )),
+            Step::Configure => say("Guest kernel: configuring"),
+            Step::Compile => {
+                say("Guest kernel: compiling, once (about five minutes on two cores)");
+            }
+        }
     })?;
     if built {
         say(&format!(

@@ -70,6 +70,7 @@ const PACKAGES: &[(&str, &[Need], &str)] = &[
         &[Need::Kernel],
         "the kernel's configuration scanner",
     ),
+    ("patch", &[Need::Kernel], "the guest kernel's patches"),
     (
         "libelf-dev",
         &[Need::Kernel],

@@ -29,7 +29,7 @@ const ATTEMPTS: u32 = 12;
 
 /// How long a guest may take, on the clock of the lab: several times what it takes. A guest that spins takes
 /// minutes for a second of it.
-const LIMIT: Duration = Duration::from_secs(3);
+pub(super) const LIMIT: Duration = Duration::from_secs(3);
 
 /// Measures once more when a guest has stood still, under either VMM: see `Clock` of `cargo xtask
 /// bench`.

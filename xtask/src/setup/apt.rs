@@ -70,7 +70,11 @@ const PACKAGES: &[(&str, &[Need], &str)] = &[
         &[Need::Kernel],
         "the kernel's configuration scanner",
     ),
-    ("patch", &[Need::Kernel], "the guest kernel's patches"),
+    (
+        "patch",
+        &[Need::Kernel, Need::Build],
+        "the guest kernel's patches, and their test",
+    ),
     (
         "libelf-dev",
         &[Need::Kernel],

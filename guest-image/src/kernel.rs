@@ -203,7 +203,9 @@ fn patch(tree: &Path, text: &str, draft: &Path) -> Result<bool, KernelError> {
     fs::write(&file, text).map_err(failed("writing", &file))?;
     let apply = |more: &[&str]| {
         let mut patch = Command::new("patch");
-        patch.args(["--strip=1", "--batch", "--forward"]).args(more);
+        // Without fuzz: lines much alike are in other places, too.
+        patch.args(["--strip=1", "--batch", "--forward", "--fuzz=0"]);
+        patch.args(more);
         patch.arg("--directory").arg(tree).arg("--input").arg(&file);
         run(&mut patch, draft)
     };

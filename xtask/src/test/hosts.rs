@@ -14,7 +14,7 @@ use crate::lab::{self, Job};
 use crate::progress::say;
 use crate::{build, kvm};
 
-/// A host's share of the tests. They take some 20 minutes; a slower machine needed more than 30.
+/// A host's share of the tests. Of two shares, one was seen to take 19 minutes and the other more than 30.
 const TIMEOUT: Duration = Duration::from_secs(45 * 60);
 
 /// Emulated hosts that may freeze before a share is given up.

@@ -165,10 +165,11 @@ fn fill_memory(
     memory: &GuestMemoryMmap,
 ) -> Result<u32, BuildError> {
     let ram = layout::ram_ranges(config.memory_mib);
-    for range in layout::sparse_ranges(&ram) {
+    let unpacks = matches!(config.root, Root::Initramfs(_));
+    for range in layout::sparse_ranges(&ram, unpacks) {
         memory::prefer_small_pages(memory, range);
     }
-    let kernel = kernel::load(config.kernel, memory)?;
+    let kernel = kernel::load(config.kernel, memory, unpacks)?;
     let initramfs = match config.root {
         Root::Initramfs(file) => Some(initramfs::load(file, memory, ram[0], kernel.end)?),
         Root::Image(_) => None,

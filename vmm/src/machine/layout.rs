@@ -133,24 +133,27 @@ pub(crate) fn ram_ranges(memory_mib: u32) -> Vec<Range> {
 }
 
 /// Parts of the RAM of which a start of Linux touches a few pages here and there: a huge page would be
-/// cleared, and kept, for each. `ram` is what [`ram_ranges`] returns. The kernel has some of its own
+/// cleared, and kept, for each. `ram` is what [`ram_ranges`] returns; `unpacks` tells that the files of
+/// an initramfs will fill what the start itself leaves empty. The kernel has some of its own
 /// ([`boot::kernel`](super::boot::kernel)).
 ///
 /// - Below the kernel: boot tables, and what the page allocator hands out first.
 /// - The end of the first [`MEMORY_BLOCK_MIN`]: a bitmap of that block (`sparse_init_nid`), alone.
 /// - The end of RAM: page tables and the like (`memblock` allocates from the top down); the map of all
 ///   pages, below it, is written as a whole.
-pub(crate) fn sparse_ranges(ram: &[Range]) -> Vec<Range> {
-    let before = |end: u64| Range {
-        start: end.saturating_sub(HUGE_PAGE_SIZE),
-        size: HUGE_PAGE_SIZE.min(end),
-    };
-    let below_kernel = Range {
+pub(crate) fn sparse_ranges(ram: &[Range], unpacks: bool) -> Vec<Range> {
+    let mut ranges = vec![Range {
         start: 0,
         size: KERNEL_START,
-    };
-    let mut ranges = vec![below_kernel, before(MEMORY_BLOCK_MIN)];
-    ranges.extend(ram.last().map(|last| before(last.end())));
+    }];
+    if !unpacks {
+        let before = |end: u64| Range {
+            start: end.saturating_sub(HUGE_PAGE_SIZE),
+            size: HUGE_PAGE_SIZE.min(end),
+        };
+        ranges.push(before(MEMORY_BLOCK_MIN));
+        ranges.extend(ram.last().map(|last| before(last.end())));
+    }
     ranges
 }
 
@@ -179,9 +182,10 @@ mod tests {
             size: (end - start) * MIB,
         };
         let wanted = [range(0, 16), range(126, 128), range(254, 256)];
-        assert_eq!(sparse_ranges(&ram_ranges(256)), wanted);
+        assert_eq!(sparse_ranges(&ram_ranges(256), false), wanted);
+        assert_eq!(sparse_ranges(&ram_ranges(256), true), wanted[..1]);
         let above = ram_ranges(8192).pop().unwrap();
-        let last = sparse_ranges(&ram_ranges(8192)).pop().unwrap();
+        let last = sparse_ranges(&ram_ranges(8192), false).pop().unwrap();
         assert_eq!(last.end(), above.end());
     }
 

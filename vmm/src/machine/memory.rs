@@ -1,9 +1,9 @@
 //! Guest RAM: private anonymous memory in huge pages where the host has them, but for the parts of
 //! which a start touches a few pages only ([`layout::sparse_ranges`]).
 //!
-//! The kernel is read into it. Linux patches its own text all over while it boots (returns,
+//! The kernel is copied into it. Linux patches its own text all over while it boots (returns,
 //! alternatives): of a mapped kernel five pages in six took three faults each (read, write, and read
-//! again), which together were half of the time to init. Read into huge pages they take a handful.
+//! again), which together were half of the time to init. Copied into huge pages they take a handful.
 //!
 //! An initramfs is mapped, copy on write: nobody writes to it (the guest is told not to free it,
 //! which would poison it), so all guests of a host share the page cache's copy and nobody fills pages
@@ -12,13 +12,15 @@
 
 use std::fs::File;
 use std::io;
+use std::num::TryFromIntError;
 use std::os::fd::AsRawFd;
+use std::ptr;
 use std::sync::Arc;
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     Address as _, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion as _,
-    GuestRegionMmap, MmapRegion,
+    GuestRegionMmap, MmapRegion, VolatileSlice,
 };
 
 use super::layout::{self, Range};
@@ -44,7 +46,7 @@ pub(crate) enum MemoryError {
         #[source]
         source: io::Error,
     },
-    /// A file could not be read, or ended too early.
+    /// A file could not be looked at, or is too short.
     #[error("reading a file into guest memory")]
     Read(#[source] io::Error),
     /// A file could not be mapped.
@@ -145,13 +147,18 @@ fn advise(mapping: &MmapRegion, offset: usize, length: usize, advice: libc::c_in
     }
 }
 
-/// Reads `size` bytes of `file` from `offset` into guest RAM at `address`, without moving the file's
+/// Copies `size` bytes of `file` from `offset` into guest RAM at `address`, without moving the file's
 /// position, which other processes may share.
+///
+/// The file is mapped for the time of it. The host's kernel copies (`pread(2)`) with the processor's
+/// string instruction, which is a byte at a time on an emulated one, and elsewhere as fast as this.
+/// As for [`map_file`], the file must stay as long as it is.
 ///
 /// # Errors
 ///
-/// [`MemoryError::Range`] when that is not all RAM, [`MemoryError::Read`].
-pub(crate) fn read_file(
+/// [`MemoryError::Range`] when that is not all RAM, [`MemoryError::Read`] when the file is shorter,
+/// [`MemoryError::MapFile`].
+pub(crate) fn copy_file(
     memory: &GuestMemoryMmap,
     address: u64,
     file: &File,
@@ -160,30 +167,74 @@ pub(crate) fn read_file(
 ) -> Result<(), MemoryError> {
     let out_of_range = || MemoryError::Range { address, size };
     let length = usize::try_from(size).ok().ok_or_else(out_of_range)?;
-    let slice = memory
+    let target = memory
         .get_slice(GuestAddress(address), length)
         .ok()
         .ok_or_else(out_of_range)?;
-    let mut done = 0;
-    while done < length {
-        let rest = slice.offset(done).ok().ok_or_else(out_of_range)?;
-        let at = libc::off_t::try_from(offset + done as u64)
-            .ok()
-            .ok_or_else(out_of_range)?;
-        let target = rest.ptr_guard_mut();
-        // SAFETY: the guard keeps `rest.len()` bytes of guest RAM mapped for writing, to which no
-        // reference exists.
-        let read = unsafe { libc::pread(file.as_raw_fd(), target.as_ptr().cast(), rest.len(), at) };
-        match usize::try_from(read) {
-            Ok(0) => return Err(MemoryError::Read(io::ErrorKind::UnexpectedEof.into())),
-            Ok(read) => done += read,
-            Err(_) => match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::Interrupted => {}
-                error => return Err(MemoryError::Read(error)),
-            },
-        }
+    if length == 0 {
+        return Ok(());
     }
+    let file_size = file.metadata().map_err(MemoryError::Read)?.len();
+    if offset.checked_add(size).is_none_or(|end| end > file_size) {
+        return Err(MemoryError::Read(io::ErrorKind::UnexpectedEof.into()));
+    }
+    FileView::new(file, offset, length)?
+        .slice()
+        .copy_to_volatile_slice(target);
     Ok(())
+}
+
+/// A part of a file, mapped for reading.
+struct FileView {
+    start: *mut u8,
+    /// Of the mapping, in bytes.
+    length: usize,
+    /// Bytes of the mapping before the part: files are mapped from the beginning of a page.
+    before: usize,
+}
+
+impl FileView {
+    /// Maps `length` bytes, more than none, of `file` from `offset`. They must be in the file.
+    fn new(file: &File, offset: u64, length: usize) -> Result<Self, MemoryError> {
+        let failed = |error: TryFromIntError| MemoryError::MapFile(io::Error::other(error));
+        let before = offset % layout::PAGE_SIZE;
+        let at = libc::off_t::try_from(offset - before).map_err(failed)?;
+        let before = usize::try_from(before).map_err(failed)?;
+        let length = length + before;
+        // SAFETY: a new mapping, at an address that the kernel chooses.
+        let start = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                length,
+                libc::PROT_READ,
+                libc::MAP_PRIVATE,
+                file.as_raw_fd(),
+                at,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(MemoryError::MapFile(io::Error::last_os_error()));
+        }
+        Ok(Self {
+            start: start.cast(),
+            length,
+            before,
+        })
+    }
+
+    fn slice(&self) -> VolatileSlice<'_> {
+        let start = self.start.wrapping_add(self.before);
+        // SAFETY: the mapping is `length` bytes, of which `before` are left out, and lives as long as
+        // what is returned. Nobody writes through it, for `copy_to_volatile_slice` only reads.
+        unsafe { VolatileSlice::new(start, self.length - self.before) }
+    }
+}
+
+impl Drop for FileView {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `new` made, to which no reference is left.
+        unsafe { libc::munmap(self.start.cast(), self.length) };
+    }
 }
 
 /// Puts the first `size` bytes of `file` in the place of guest RAM at `address`, a page's beginning,
@@ -233,13 +284,6 @@ pub(crate) fn map_file(
     if mapped == libc::MAP_FAILED {
         return Err(MemoryError::MapFile(io::Error::last_os_error()));
     }
-    // The guest reads all of it: one call instead of a fault for each few pages. Hosts before Linux
-    // 5.14 know no such advice, and take the faults.
-    // SAFETY: advice about the mapping just made, which changes nothing that the program can see.
-    if unsafe { libc::madvise(target, length, libc::MADV_POPULATE_READ) } != 0 {
-        let error = io::Error::last_os_error();
-        tracing::debug!(%error, "the initramfs is not mapped ahead");
-    }
     Ok(())
 }
 
@@ -265,11 +309,11 @@ mod tests {
     }
 
     #[test]
-    fn read_file_copies_the_bytes_and_leaves_the_files_position() {
+    fn copy_file_copies_the_bytes_and_leaves_the_files_position() {
         let memory = allocate(64).unwrap();
         let mut file = file_of(&[7; 5000]);
         file.rewind().unwrap();
-        read_file(&memory, 0x10_0001, &file, 4990, 10).unwrap();
+        copy_file(&memory, 0x10_0001, &file, 4990, 10).unwrap();
         let mut read = [0; 11];
         memory
             .read_slice(&mut read, GuestAddress(0x10_0001))
@@ -279,21 +323,27 @@ mod tests {
     }
 
     #[test]
-    fn read_file_over_the_end_of_the_file_or_of_ram_returns_error() {
+    fn copy_file_over_the_end_of_the_file_or_of_ram_returns_error() {
         let memory = allocate(64).unwrap();
         let file = file_of(&[7; 8192]);
         let end = 64 * layout::MIB;
-        assert!(read_file(&memory, end - 4096, &file, 0, 4096).is_ok());
+        assert!(copy_file(&memory, end - 4096, &file, 0, 4096).is_ok());
         assert!(matches!(
-            read_file(&memory, end - 4096, &file, 0, 4097),
+            copy_file(&memory, end - 4096, &file, 0, 4097),
             Err(MemoryError::Range { .. })
         ));
         assert!(matches!(
-            read_file(&memory, 0, &file, 4096, 4097),
+            copy_file(&memory, 0, &file, 4096, 4097),
             Err(MemoryError::Read(_))
         ));
-        assert!(read_file(&memory, u64::MAX, &file, 0, 1).is_err());
-        assert!(read_file(&memory, 0, &file, u64::MAX / 2, 1).is_err());
+        assert!(copy_file(&memory, u64::MAX, &file, 0, 1).is_err());
+        for (offset, size) in [(u64::MAX / 2, 1), (u64::MAX, 1), (8192, 1)] {
+            assert!(matches!(
+                copy_file(&memory, 0, &file, offset, size),
+                Err(MemoryError::Read(_))
+            ));
+        }
+        assert!(copy_file(&memory, 0, &file, 8192, 0).is_ok());
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub(crate) enum KernelError {
         /// Length in bytes.
         size: u64,
     },
-    /// A segment could not be read.
+    /// A segment could not be copied.
     #[error("loading a kernel segment")]
     Load(#[source] MemoryError),
 }
@@ -67,13 +67,18 @@ pub(crate) struct LoadedKernel {
     pub(crate) end: u64,
 }
 
-/// Reads the kernel into `memory`.
+/// Copies the kernel into `memory`. `unpacks` tells that the files of an initramfs will fill what it
+/// leaves free.
 ///
 /// # Errors
 ///
 /// [`KernelError`], for a file of the wrong kind, a truncated or inconsistent one, and for too
 /// little memory.
-pub(crate) fn load(file: &File, memory: &GuestMemoryMmap) -> Result<LoadedKernel, KernelError> {
+pub(crate) fn load(
+    file: &File,
+    memory: &GuestMemoryMmap,
+    unpacks: bool,
+) -> Result<LoadedKernel, KernelError> {
     let segments = program_headers(file)?;
     let file_size = file
         .metadata()
@@ -86,12 +91,13 @@ pub(crate) fn load(file: &File, memory: &GuestMemoryMmap) -> Result<LoadedKernel
     for segment in &loaded {
         check_segment(file_size, segment, memory)?;
     }
-    for range in sparse_ranges(&loaded) {
+    let end = end(&loaded);
+    for range in sparse_ranges(&loaded, unpacks) {
         memory::prefer_small_pages(memory, range);
     }
     for segment in &loaded {
         // What lies behind it is `.bss`: untouched RAM, which is zero.
-        memory::read_file(
+        memory::copy_file(
             memory,
             segment.address,
             file,
@@ -100,7 +106,6 @@ pub(crate) fn load(file: &File, memory: &GuestMemoryMmap) -> Result<LoadedKernel
         )
         .map_err(KernelError::Load)?;
     }
-    let end = loaded.iter().map(|s| s.range().end()).max().unwrap_or(0);
     let entry = pvh_entry(file, &segments)?;
     if u64::from(entry) >= end {
         return Err(KernelError::Format("its entry point is outside of it"));
@@ -129,8 +134,15 @@ impl Segment {
     }
 }
 
-/// Huge pages of which the segments use less than half.
-fn sparse_ranges(segments: &[&Segment]) -> Vec<Range> {
+/// First address behind all segments.
+fn end(segments: &[&Segment]) -> u64 {
+    let ends = segments.iter().map(|segment| segment.range().end());
+    ends.max().unwrap_or(0)
+}
+
+/// Huge pages of which the segments use less than a quarter. What is free between them Linux gives to
+/// whoever asks next; the last one stays as it is after the start, unless it `unpacks` files.
+fn sparse_ranges(segments: &[&Segment], unpacks: bool) -> Vec<Range> {
     let pages = segments.iter().flat_map(|segment| {
         let range = segment.range();
         range.start / HUGE_PAGE_SIZE..range.end().div_ceil(HUGE_PAGE_SIZE)
@@ -145,8 +157,10 @@ fn sparse_ranges(segments: &[&Segment]) -> Vec<Range> {
         let parts = parts.filter_map(|segment| segment.range().intersection(page));
         parts.map(|part| part.size).sum()
     };
+    let end = end(segments);
     pages
-        .filter(|page| used(*page) < HUGE_PAGE_SIZE / 2)
+        .filter(|page| used(*page) < HUGE_PAGE_SIZE / 4)
+        .filter(|page| !unpacks || page.end() < end)
         .collect()
 }
 
@@ -378,7 +392,7 @@ mod tests {
                 filled: 4999,
                 ..TestKernel::default()
             };
-            let loaded = load(&kernel.file(), &memory).unwrap();
+            let loaded = load(&kernel.file(), &memory, false).unwrap();
             assert_eq!(loaded.entry, ENTRY);
             assert_eq!(loaded.end, LOAD_AT + 9000);
 
@@ -406,11 +420,16 @@ mod tests {
         let segments = [
             segment(16 * MIB, 23 * MIB),
             segment(24 * MIB, 24 * MIB + 8192),
-            segment(26 * MIB - 4096, 32 * MIB + 4096),
+            segment(26 * MIB - 4096, 26 * MIB + 600 * 1024),
+            segment(28 * MIB, 32 * MIB + 4096),
         ];
-        let sparse = sparse_ranges(&segments.iter().collect::<Vec<_>>());
-        let starts: Vec<u64> = sparse.iter().map(|range| range.start / MIB).collect();
-        assert_eq!(starts, [24, 32]);
+        let segments: Vec<&Segment> = segments.iter().collect();
+        let starts = |unpacks| -> Vec<u64> {
+            let sparse = sparse_ranges(&segments, unpacks);
+            sparse.iter().map(|range| range.start / MIB).collect()
+        };
+        assert_eq!(starts(false), [24, 32]);
+        assert_eq!(starts(true), [24]);
     }
 
     #[test]
@@ -420,7 +439,7 @@ mod tests {
             ..TestKernel::default()
         };
         assert!(matches!(
-            load(&kernel.file(), &memory()),
+            load(&kernel.file(), &memory(), false),
             Err(KernelError::NoPvhEntry)
         ));
     }
@@ -433,7 +452,7 @@ mod tests {
                 ..TestKernel::default()
             };
             assert!(matches!(
-                load(&kernel.file(), &memory()),
+                load(&kernel.file(), &memory(), false),
                 Err(KernelError::Segment { .. })
             ));
         }
@@ -443,12 +462,12 @@ mod tests {
     fn load_other_files_returns_error() {
         for bytes in [b"#!/bin/sh\n".repeat(100), vec![0; 4096]] {
             assert!(matches!(
-                load(&file_of(&bytes), &memory()),
+                load(&file_of(&bytes), &memory(), false),
                 Err(KernelError::Format(_))
             ));
         }
         assert!(matches!(
-            load(&file_of(b""), &memory()),
+            load(&file_of(b""), &memory(), false),
             Err(KernelError::Read { .. })
         ));
     }
@@ -457,7 +476,7 @@ mod tests {
     fn load_kernel_cut_anywhere_returns_error_and_never_panics() {
         let whole = TestKernel::default().bytes();
         for length in (0..4096 + 5000).step_by(97) {
-            assert!(load(&file_of(&whole[..length]), &memory()).is_err());
+            assert!(load(&file_of(&whole[..length]), &memory(), false).is_err());
         }
     }
 
@@ -469,7 +488,7 @@ mod tests {
             for value in [0, 0x7f, 0xff] {
                 let mut bytes = whole.clone();
                 bytes[at] = value;
-                let _ = load(&file_of(&bytes), &memory);
+                let _ = load(&file_of(&bytes), &memory, false);
             }
         }
     }

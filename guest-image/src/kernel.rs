@@ -27,10 +27,16 @@ const RECIPE: &str = "1";
 
 /// What is changed in the source, by the names of the files: each says why at its head. They make a start
 /// shorter and nothing else. One that a later source has no place for is left out.
-const PATCHES: [(&str, &str); 1] = [(
-    "x86-return-sites.patch",
-    include_str!("../patches/x86-return-sites.patch"),
-)];
+const PATCHES: [(&str, &str); 2] = [
+    (
+        "x86-return-sites.patch",
+        include_str!("../patches/x86-return-sites.patch"),
+    ),
+    (
+        "spin-unlock-calls.patch",
+        include_str!("../patches/spin-unlock-calls.patch"),
+    ),
+];
 
 /// What would otherwise say who built the image, where and when.
 const FIXED: [(&str, &str); 4] = [

@@ -16,6 +16,9 @@ use crate::{build, lab, setup, test_images};
 /// The tests' output, in the folder that outlives an emulated host.
 const LOG: &str = "tests.log";
 
+/// Tests take from 2 seconds to 4 minutes. Each share boots a host, which takes seconds.
+const SHARES_PER_HOST: usize = 5;
+
 /// Builds everything once, then runs `host` here and `e2e` where KVM is.
 pub(super) fn run(filter: &[String]) -> Result<Count> {
     setup::packages(setup::Need::ALL)?;
@@ -52,7 +55,9 @@ fn natively(binary: &Path, parts: &Parts, filter: &[String]) -> Result<Count> {
 /// Runs the tests of a binary that match the filter, where KVM is.
 pub(super) fn in_microvms(binary: &Path, parts: &Parts, filter: &[String]) -> Result<Count> {
     let names = names(binary, filter)?;
-    let counts = hosts::deal(&names, |share| share_to_its_end(binary, parts, share))?;
+    let counts = hosts::deal(&names, SHARES_PER_HOST, |share| {
+        share_to_its_end(binary, parts, share)
+    })?;
     let mut sum = Count::default();
     for count in counts {
         sum += count;

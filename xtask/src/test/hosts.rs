@@ -1,9 +1,11 @@
 //! Where KVM is: this machine, or as many emulated hosts at once as it has processors and memory for.
-//! Each of them has one processor, and takes a share of the tests.
+//! Each of them has one processor, and takes shares of the tests.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -14,7 +16,7 @@ use crate::lab::{self, Job};
 use crate::progress::say;
 use crate::{build, kvm};
 
-/// A host's share of the tests. Of two shares, one was seen to take 19 minutes and the other more than 30.
+/// A share of the tests.
 const TIMEOUT: Duration = Duration::from_secs(45 * 60);
 
 /// Emulated hosts that may freeze before a share is given up.
@@ -64,39 +66,56 @@ impl Parts {
 /// How many containers the test of many containers makes; passed on.
 const CYCLES: &str = "ISOPOD_TEST_CYCLES";
 
-/// Deals tests out to as many hosts as there can be, and runs each host's share on a thread.
+/// Deals tests out in shares, `per_host` for each of as many hosts as there can be. Each host takes
+/// the next share when it has ended one, so that all end at about the same time, whatever a share
+/// takes. After an error no share is begun.
 pub(super) fn deal<T: Clone + Send, R: Send>(
     tests: &[T],
+    per_host: usize,
     run: impl Fn(Vec<T>) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
-    let hosts = match kvm::unusable() {
-        Some(why) => {
-            say(&format!(
-                "In an emulated host, some ten times slower: {why}"
-            ));
-            let processors = thread::available_parallelism()?.get();
-            processors
-                .min(available_mib()? / MEMORY_MIB as usize)
-                .max(1)
-        }
-        None => 1,
-    };
-    let mut shares = vec![Vec::new(); hosts.min(tests.len())];
+    let hosts = hosts()?;
+    let mut shares = VecDeque::from(vec![Vec::new(); (hosts * per_host).min(tests.len())]);
+    let count = shares.len();
     for (index, test) in tests.iter().enumerate() {
-        shares[index % hosts].push(test.clone());
+        shares[index % count].push(test.clone());
     }
+    let shares = Mutex::new(shares);
+    let shares = || shares.lock().unwrap_or_else(PoisonError::into_inner);
+    let on_a_host = || -> Result<Vec<R>> {
+        let mut results = Vec::new();
+        loop {
+            let Some(share) = shares().pop_front() else {
+                return Ok(results);
+            };
+            results.push(run(share).inspect_err(|_| shares().clear())?);
+        }
+    };
     thread::scope(|scope| {
-        let run = &run;
-        let runs: Vec<_> = shares
-            .into_iter()
-            .map(|share| scope.spawn(move || run(share)))
-            .collect();
-        let ended = runs.into_iter().map(|run| match run.join() {
-            Ok(result) => result,
-            Err(panic) => resume_unwind(panic),
-        });
-        ended.collect()
+        let runs: Vec<_> = (0..hosts).map(|_| scope.spawn(on_a_host)).collect();
+        let mut results = Vec::with_capacity(count);
+        for run in runs {
+            match run.join() {
+                Ok(of_one_host) => results.extend(of_one_host?),
+                Err(panic) => resume_unwind(panic),
+            }
+        }
+        Ok(results)
     })
+}
+
+/// As many as there can be.
+fn hosts() -> Result<usize> {
+    let Some(why) = kvm::unusable() else {
+        return Ok(1);
+    };
+    say(&format!(
+        "In an emulated host, some ten times slower: {why}"
+    ));
+    let processors = thread::available_parallelism()?.get();
+    Ok(processors
+        .min(available_mib()? / MEMORY_MIB as usize)
+        .max(1))
 }
 
 /// Where the command of [`run`] sees the folder.

@@ -40,7 +40,7 @@ pub(super) fn run(focus: &[String]) -> Result<Count> {
     let runner = build::test_program("isopod-critest")?;
     let title = format!("Running {} specs of critest", specs.selected.len());
     let shares = step(&title, || {
-        hosts::deal(&specs.selected, |share| {
+        hosts::deal(&specs.selected, SHARES_PER_HOST, |share| {
             share_on_host(&runner, &parts, &share, &expected)
         })
     })?;
@@ -59,6 +59,9 @@ pub(super) fn run(focus: &[String]) -> Result<Count> {
     }
     Ok(count)
 }
+
+/// Each share sets up a node with its registry.
+const SHARES_PER_HOST: usize = 1;
 
 /// What came of a host's share.
 #[derive(Debug)]

@@ -7,19 +7,22 @@
 //! Containers see the holder as PID 1, and a privileged one could look through `/proc/1/root` or
 //! trace it. So it has an empty, read-only root, no user of note and no capability.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::prctl::{set_dumpable, set_no_new_privs};
+use nix::sys::prctl::{set_dumpable, set_name, set_no_new_privs};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Gid, Uid, chdir, pivot_root, setgroups, setresgid, setresuid};
 use rustix::process::{WaitOptions, wait};
 
-/// The holder's `argv[0]`, which makes it one, and what `ps` shows in a container.
+/// The holder's `argv[0]`, which makes it one, and the name of its thread: of both `ps` in a container
+/// makes what it shows.
 pub(crate) const HOLDER_NAME: &str = "pause";
+const HOLDER_TITLE: &CStr = c"pause";
 
 /// Who the holder runs as: nobody in particular.
 const HOLDER_ID: u32 = 65534;
@@ -110,5 +113,6 @@ fn give_up_everything() -> nix::Result<()> {
     // Leaving uid 0 clears every capability (capabilities(7)).
     setresuid(uid, uid, uid)?;
     set_no_new_privs()?;
+    set_name(HOLDER_TITLE)?;
     set_dumpable(false)
 }

@@ -20,15 +20,16 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::record::{ContainerPhase, ContainerRecord};
+use super::remove::remove_from_guest;
 use super::{
     Container, ContainerConfig, ContainerError, ContainerExit, ContainerState, Containers, Removed,
-    full_name, serial,
+    full_name,
 };
 use crate::chain::chain;
 use crate::id::ContainerId;
 use crate::sandbox::{Sandbox, SandboxState};
 use crate::stats::CpuRate;
-use crate::vm::{EndReason, Vm, VmEnd, VmError};
+use crate::vm::{EndReason, Vm, VmEnd};
 
 /// How long the guest may take to list its containers before the daemon goes on without.
 const LIST_LIMIT: Duration = Duration::from_secs(5);
@@ -82,7 +83,7 @@ impl Containers {
         if let (Some(vm), Some(guest)) = (&vm, &guest) {
             for id in guest.keys().filter(|id| !kept.contains(*id)) {
                 tracing::warn!(container_id = %id, "removing a container without a record");
-                remove_from_guest(vm, id, None).await;
+                clear_guest(vm, id, None).await;
             }
         }
         Ok(())
@@ -101,7 +102,7 @@ impl Containers {
             ContainerPhase::Creating | ContainerPhase::Removing => {
                 tracing::info!(container_id = %record.id, "removing a half-made container");
                 if let Some(vm) = vm {
-                    remove_from_guest(vm, &record.id, Some(&record.config)).await;
+                    clear_guest(vm, &record.id, Some(&record.config)).await;
                 }
                 self.records
                     .forget_container(&sandbox.id, &record.id)
@@ -173,18 +174,8 @@ async fn list(vm: &Vm, sandbox: &Sandbox) -> Option<BTreeMap<ContainerId, bool>>
 }
 
 /// As far as it goes: what stays behind goes with the sandbox.
-async fn remove_from_guest(vm: &Vm, id: &ContainerId, config: Option<&ContainerConfig>) {
-    let removed = async {
-        let _alone = vm.clearing_bus().await;
-        vm.delete_container(id).await?;
-        vm.close_log(id).await?;
-        vm.remove_disk(serial(id)).await?;
-        for serial in config.into_iter().flat_map(ContainerConfig::disks) {
-            vm.remove_disk(serial).await?;
-        }
-        Ok::<_, VmError>(())
-    };
-    if let Err(error) = removed.await {
+async fn clear_guest(vm: &Vm, id: &ContainerId, config: Option<&ContainerConfig>) {
+    if let Err(error) = remove_from_guest(vm, id, config).await {
         let error = chain(&error);
         tracing::warn!(container_id = %id, error, "could not remove a container from the guest");
     }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::record::ContainerPhase;
-use super::{Container, ContainerError, ContainerState, Containers};
+use super::{Container, ContainerConfig, ContainerError, ContainerState, Containers, serial};
 use crate::events::EventKind;
+use crate::id::ContainerId;
 use crate::vm::{Vm, VmError};
 
 impl Containers {
@@ -33,7 +34,12 @@ impl Containers {
         if let Ok(vm) = container.sandbox.running_vm() {
             let processors = &container.sandbox.processors;
             processors.forget(container.id.as_str()).await?;
-            match remove_from_guest(container, &vm).await {
+            let removed = async {
+                remove_from_guest(&vm, &container.id, Some(&container.config)).await?;
+                let user = container.id.as_str();
+                container.sandbox.volumes.release(&vm, user).await
+            };
+            match removed.await {
                 // With the machine went everything that was in it.
                 Ok(()) | Err(VmError::Ended(_)) => {}
                 Err(error) => return Err(error.into()),
@@ -51,16 +57,22 @@ impl Containers {
     }
 }
 
-async fn remove_from_guest(container: &Container, vm: &Vm) -> Result<(), VmError> {
-    {
-        let _alone = vm.clearing_bus().await;
-        vm.delete_container(&container.id).await?;
-        vm.close_log(&container.id).await?;
-        vm.remove_disk(container.serial()).await?;
-        for serial in container.config.disks() {
-            vm.remove_disk(serial).await?;
-        }
+/// Takes out of the guest whatever it has of a container: processes, log and disks.
+///
+/// # Errors
+///
+/// What the guest does not let go of stays behind, with all that comes after it.
+pub(super) async fn remove_from_guest(
+    vm: &Vm,
+    id: &ContainerId,
+    config: Option<&ContainerConfig>,
+) -> Result<(), VmError> {
+    let _alone = vm.clearing_bus().await;
+    vm.delete_container(id).await?;
+    vm.close_log(id).await?;
+    vm.remove_disk(serial(id)).await?;
+    for serial in config.into_iter().flat_map(ContainerConfig::disks) {
+        vm.remove_disk(serial).await?;
     }
-    let user = container.id.as_str();
-    container.sandbox.volumes.release(vm, user).await
+    Ok(())
 }

@@ -22,6 +22,7 @@ use rustix::process::{WaitOptions, wait};
 /// The holder's `argv[0]`, which makes it one, and the name of its thread: of both `ps` in a container
 /// makes what it shows.
 pub(crate) const HOLDER_NAME: &str = "pause";
+/// The same for prctl(2).
 const HOLDER_TITLE: &CStr = c"pause";
 
 /// Who the holder runs as: nobody in particular.

@@ -60,7 +60,8 @@ const BUSYBOX: &str = "/bin/busybox";
 
 /// What a guest boots with under QEMU: the VMM's own arguments as far as they are not about its
 /// hardware. No console under either: every character would be an exit.
-const KERNEL_ARGS: &str = "tsc=reliable maxcpus=1 noreplace-smp panic=-1 random.trust_cpu=on retain_initrd 8250.nr_uarts=0";
+const KERNEL_ARGS: &str = "tsc=reliable maxcpus=1 noreplace-smp panic=-1 random.trust_cpu=on \
+                           retain_initrd 8250.nr_uarts=0";
 
 /// What guests boot from, and both VMMs, copied into memory: the lab's root is a network file system,
 /// and waiting for it is no instruction. A program with many libraries waits the longest.

@@ -16,7 +16,7 @@ use crate::{build, lab, setup, test_images};
 /// The tests' output, in the folder that outlives an emulated host.
 const LOG: &str = "tests.log";
 
-/// Tests take from 2 seconds to 4 minutes. Each share boots a host, which takes seconds.
+/// So many that hosts end at about the same time, and no more: each share boots a host.
 const SHARES_PER_HOST: usize = 5;
 
 /// Builds everything once, then runs `host` here and `e2e` where KVM is.

@@ -17,7 +17,7 @@ use crate::progress::say;
 use crate::{build, kvm};
 
 /// A share of the tests.
-const TIMEOUT: Duration = Duration::from_secs(45 * 60);
+const TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// Emulated hosts that may freeze before a share is given up.
 pub(super) const PER_SHARE: usize = 3;
